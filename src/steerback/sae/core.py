@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -114,8 +115,7 @@ class Sae:
 
 def _reads_stream(hook: str) -> bool:
     """Whether a site, as TransformerLens or Hugging Face names it, is the residual stream."""
-    tail = hook.rsplit(".", 1)[-1]
-    return tail.startswith("hook_resid_p") or tail.isdigit()
+    return re.search(r"(hook_resid_(pre|post)|[._]\d+)$", hook) is not None
 
 
 def _linear(weights: Weights, indices: Sequence[int] | None) -> LatentReader:

@@ -7,12 +7,15 @@ rows", "these columns" and "all of it" serves them all. Nothing is unpickled int
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from io import BufferedReader
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from types import EllipsisType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -96,10 +99,7 @@ def _float(block: Tensor) -> Tensor:
 
 
 def _rows_per_block(part: Part) -> int:
-    row = 4
-    for size in part.shape[1:]:
-        row *= size
-    return max(1, BLOCK_BYTES // max(row, 1))
+    return max(1, BLOCK_BYTES // max(4 * prod(part.shape[1:]), 1))
 
 
 def _runs(wanted: Sequence[int], longest: int) -> Iterator[tuple[int, int, int]]:
@@ -111,32 +111,72 @@ def _runs(wanted: Sequence[int], longest: int) -> Iterator[tuple[int, int, int]]
             yield at, wanted[at], wanted[end - 1] + 1
 
 
+class FilePart:
+    """A tensor that lies uncompressed, rows one after another, at byte `at` of an open file."""
+
+    def __init__(
+        self, file: BufferedReader, at: int, shape: Sequence[int], dtype: torch.dtype
+    ) -> None:
+        self.file, self.at, self.dtype = file, at, dtype
+        self.shape = shape
+
+    def __getitem__(self, rows: slice | EllipsisType, /) -> Tensor:
+        if not isinstance(rows, slice):
+            return self._read(0, self.shape)
+        start, stop, row = rows.start, rows.stop, prod(self.shape[1:])
+        return self._read(start * row, (stop - start, *self.shape[1:]))
+
+    def _read(self, first: int, shape: Sequence[int]) -> Tensor:
+        raw = bytearray(prod(shape) * self.dtype.itemsize)
+        if not raw:
+            return torch.empty(shape, dtype=self.dtype)
+        self.file.seek(self.at + first * self.dtype.itemsize)
+        if self.file.readinto(raw) != len(raw):
+            raise UserError(f"{self.file.name}: the file ends early; download it again")
+        return torch.frombuffer(raw, dtype=self.dtype).reshape(tuple(shape))
+
+
 class SafetensorsFile:
-    """One `.safetensors` file."""
+    """One `.safetensors` file: safetensors checks it, rows are read at their place.
+
+    (safetensors itself maps the file, so that reading columns would draw all of it into memory.)
+    """
+
+    DTYPES: ClassVar = {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+    }
 
     def __init__(self, path: Path) -> None:
         self.paths = (path,)
 
     @contextmanager
     def open(self) -> Iterator[Mapping[str, Part]]:
+        path = self.paths[0]
         try:
-            file = safe_open(self.paths[0], framework="pt")
+            with safe_open(path, framework="pt"):
+                pass
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"{self.paths[0]}: not a whole safetensors file ({error}); download it again"
+                f"{path}: not a whole safetensors file ({error}); download it again"
             ) from error
-        with file as tensors:
-            yield {key: _Slice(tensors.get_slice(key)) for key in tensors.keys()}  # noqa: SIM118
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            yield {key: self._part(file, 8 + length, key, entry) for key, entry in header.items()}
 
-
-class _Slice:
-    def __init__(self, stored: Any) -> None:
-        self.stored = stored
-        self.shape: Sequence[int] = stored.get_shape()
-
-    def __getitem__(self, rows: slice | EllipsisType, /) -> Tensor:
-        block: Tensor = self.stored[rows]
-        return block
+    def _part(
+        self, file: BufferedReader, data: int, key: str, entry: Mapping[str, Any]
+    ) -> FilePart:
+        dtype = self.DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise UserError(
+                f"{self.paths[0]}: '{key}' has dtype {entry['dtype']}; expected floating point"
+            )
+        return FilePart(file, data + entry["data_offsets"][0], entry["shape"], dtype)
 
 
 class MemoryTensors:

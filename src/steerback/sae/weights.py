@@ -37,7 +37,7 @@ class Weights:
             W.mul_(spec.input_scale)
         if spec.rescale_by_decoder_norm:
             norms = self.norms if indices is None else _norms(self._stored_rows(indices))
-            norms = norms.clamp(min=SMALLEST_NORM)
+            norms = norms.clamp(min=SMALLEST_NORM) / spec.input_scale
             return W.mul_(norms), b * norms
         return W, b
 
