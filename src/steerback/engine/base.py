@@ -1,0 +1,134 @@
+"""What the engine asks of a model, and what a protocol asks of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steerback.types import Generation, Intervention, Trial
+
+Site = Callable[[Tensor], Tensor]
+"""Edits or observes the residual stream [rows, d_model] that leaves one decoder layer."""
+Sites = Mapping[int, Site]
+
+Pool = Literal["none", "max", "mean"]
+
+
+class Backend(Protocol):
+    """A causal language model with a key/value cache of numbered slots.
+
+    Positions are absolute, prompts are padded on the right, and a slot's cache is overwritten by the
+    next prompt that enters it.
+    """
+
+    n_layers: int
+    d_model: int
+    vocab: int
+    context: int
+    """Longest sequence the model was made for, in tokens."""
+    device: torch.device
+    dtype: torch.dtype
+    kind: str
+
+    def allocate(self, slots: int, capacity: int) -> None:
+        """Reserve a cache of `slots` sequences of up to `capacity` tokens."""
+        ...
+
+    def prefill(self, ids: Tensor, lengths: Tensor, slots: Tensor, sites: Sites) -> Tensor:
+        """Read prompts into slots. ids: [rows, longest], right-padded; lengths, slots: [rows].
+        Returns the logits [rows, vocab] after each row's last token. Sites see [rows * longest, d]."""
+        ...
+
+    def step(self, tokens: Tensor, positions: Tensor, width: int, sites: Sites) -> Tensor:
+        """One token for each of the first len(tokens) slots. positions: [rows], all below `width`.
+        Returns logits [rows, vocab]. Sites see [rows, d]."""
+        ...
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` cached tokens of one slot to another."""
+        ...
+
+    def forward(self, ids: Tensor, lengths: Tensor, sites: Sites) -> None:
+        """Teacher-forced pass without a cache, up to the last site. Sites see [rows * longest, d]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Latents whose activation is recorded at every generated token."""
+
+    source: str
+    layer: int
+    latents: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt and a response to be read teacher-forced, with the interventions in force."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    interventions: tuple[Intervention, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Activations over the response tokens of one pair.
+
+    values: [tokens, latents] for pool "none", else [latents].
+    """
+
+    values: NDArray[np.float32]
+
+
+@dataclass
+class Progress:
+    """Where a call of `generate` stands."""
+
+    done: int
+    total: int
+    tokens: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Generated tokens per second."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        return self.seconds / self.done * (self.total - self.done) if self.done else float("inf")
+
+
+class Engine(Protocol):
+    """Generates steered text and reads activations."""
+
+    name: str
+
+    def generate(
+        self,
+        trials: Iterable[Trial],
+        *,
+        watch: Watch | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Iterator[Generation]:
+        """Generations in the order in which they finish. The text of a trial depends on it alone."""
+        ...
+
+    def read(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        source: str,
+        layer: int,
+        latents: Sequence[int] | None = None,
+        pool: Pool = "max",
+    ) -> list[Reading]:
+        """Teacher-forced activations of chosen latents (None: all) over response tokens."""
+        ...

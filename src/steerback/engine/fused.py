@@ -1,0 +1,333 @@
+"""A decoder for the common families that is faster than the transformers forward, and equal to it.
+
+Query, key and value share one weight, gate and up another; the cache is preallocated with a fixed
+place per slot; grouped attention reads each key once for all its query heads. Rotary tables, norms
+and activation come from the loaded model itself, so that their settings are never read twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steerback.engine.base import Sites
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q [..., heads, head_dim], k, v [..., kv_heads, head_dim]) -> [..., heads * head_dim]"""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How an architecture departs from Llama."""
+
+    unit_offset: bool = False
+    """Norm weights are stored minus one and applied in float32."""
+    sandwich: bool = False
+    """Norms after attention and after the MLP too."""
+    head_norm: bool = False
+    """Norms on each query and key head."""
+    scaled_embedding: bool = False
+
+
+FAMILIES = {
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(),
+    "qwen3": Family(head_norm=True),
+    "gemma2": Family(unit_offset=True, sandwich=True, scaled_embedding=True),
+}
+
+
+@dataclass
+class Layer:
+    """Weights of one decoder layer; `None` where the family has no such norm."""
+
+    qkv: Tensor
+    """[(heads + 2 kv_heads) * head_dim, d_model]"""
+    qkv_bias: Tensor | None
+    out: Tensor
+    """[d_model, heads * head_dim]"""
+    out_bias: Tensor | None
+    gate_up: Tensor
+    """[2 * intermediate, d_model]"""
+    down: Tensor
+    """[d_model, intermediate]"""
+    norm_in: Tensor
+    norm_mlp: Tensor
+    norm_attention_out: Tensor | None
+    norm_mlp_out: Tensor | None
+    norm_q: Tensor | None
+    norm_k: Tensor | None
+    window: int | None
+
+
+def supports(model: nn.Module) -> bool:
+    """Whether the fused path is exact for this model: a known family with plain weights in one place."""
+    config: Any = model.config
+    if config.model_type not in FAMILIES:
+        return False
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    plain = all(type(m) is nn.Linear and m.weight.is_floating_point() for m in linears)
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    mlp_bias = bool(getattr(config, "mlp_bias", False))
+    one_place = len({p.device for p in model.parameters()}) == 1
+    return plain and one_place and not mlp_bias and rope in ("default", "llama3", "linear", "yarn")
+
+
+def _stack(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """One weight for several linears; the originals become views of it, so nothing is held twice."""
+    weight = torch.cat([m.weight.data for m in linears])
+    at = 0
+    for m in linears:
+        m.weight.data = weight[at : at + m.out_features]
+        at += m.out_features
+    biases = [m.bias for m in linears]
+    return weight, None if biases[0] is None else torch.cat([b.data for b in biases])
+
+
+class FusedDecoder:
+    """`Backend` for the families above. See `Backend` for the contract of each method."""
+
+    kind = "fused"
+
+    def __init__(self, model: nn.Module) -> None:
+        config: Any = model.config
+        self.config = config
+        self.family = FAMILIES[config.model_type]
+        self.core = cast("Any", model.get_submodule("model"))
+        self.n_layers = config.num_hidden_layers
+        self.d_model = config.hidden_size
+        self.vocab = config.vocab_size
+        self.context = config.max_position_embeddings
+        self.heads = config.num_attention_heads
+        self.kv_heads = config.num_key_value_heads
+        first: Any = self.core.layers[0].self_attn
+        self.head_dim = first.head_dim
+        self.scale = float(first.scaling)
+        self.activation = self.core.layers[0].mlp.act_fn
+        self.eps = config.rms_norm_eps
+        self.score_cap = getattr(config, "attn_logit_softcapping", None)
+        self.logit_cap = getattr(config, "final_logit_softcapping", None)
+        head: Any = model.get_submodule("lm_head")
+        self.head: Tensor = head.weight.data
+        self.embedding: Tensor = self.core.embed_tokens.weight.data
+        self.device: torch.device = self.embedding.device
+        self.dtype: torch.dtype = self.embedding.dtype
+        self.norm_final = self._norm_weight(self.core.norm)
+        self.layers = [self._layer(i, module) for i, module in enumerate(self.core.layers)]
+        self._cache: list[tuple[Tensor, Tensor]] = []
+        self._tables(min(self.context, 1024))
+
+    def _norm_weight(self, norm: Any) -> Tensor:
+        weight: Tensor = norm.weight.data
+        return 1 + weight.float() if self.family.unit_offset else weight
+
+    def _layer(self, index: int, module: Any) -> Layer:
+        attention, mlp = module.self_attn, module.mlp
+        qkv, qkv_bias = _stack([attention.q_proj, attention.k_proj, attention.v_proj])
+        gate_up, _ = _stack([mlp.gate_proj, mlp.up_proj])
+        family, norm = self.family, self._norm_weight
+        before_mlp = (
+            module.pre_feedforward_layernorm if family.sandwich else module.post_attention_layernorm
+        )
+        bias = attention.o_proj.bias
+        return Layer(
+            qkv=qkv,
+            qkv_bias=qkv_bias,
+            out=attention.o_proj.weight.data,
+            out_bias=None if bias is None else bias.data,
+            gate_up=gate_up,
+            down=mlp.down_proj.weight.data,
+            norm_in=norm(module.input_layernorm),
+            norm_mlp=norm(before_mlp),
+            norm_attention_out=norm(module.post_attention_layernorm) if family.sandwich else None,
+            norm_mlp_out=norm(module.post_feedforward_layernorm) if family.sandwich else None,
+            norm_q=norm(attention.q_norm) if family.head_norm else None,
+            norm_k=norm(attention.k_norm) if family.head_norm else None,
+            window=self._window(index),
+        )
+
+    def _window(self, index: int) -> int | None:
+        """Tokens a layer may look back, itself included; None for all."""
+        kinds = getattr(self.config, "layer_types", None)
+        window: int | None = getattr(self.config, "sliding_window", None)
+        if kinds is None:
+            return window if self.config.model_type == "mistral" else None
+        return window if kinds[index] == "sliding_attention" else None
+
+    def _tables(self, length: int) -> None:
+        """Rotary cosines and sines [length, 1, head_dim]; sines signed for a half rotation by roll."""
+        at = torch.arange(length, device=self.device)[None]
+        like = torch.zeros(1, dtype=self.dtype, device=self.device)
+        cos, sin = self.core.rotary_emb(like, at)
+        half = self.head_dim // 2
+        sign = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+        self.cos, self.sin = cos[0, :, None].contiguous(), sign[:, None].contiguous()
+        self._places = torch.arange(length, device=self.device)
+
+    # --- one layer, shared by all passes -------------------------------------------------------
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        if not self.family.unit_offset:
+            return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
+        return F.rms_norm(x.float(), (x.shape[-1],), weight, self.eps).to(x.dtype)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        x = F.embedding(ids, self.embedding)
+        if self.family.scaled_embedding:
+            x = x * self.core.embed_tokens.embed_scale.to(x.dtype)
+        return x
+
+    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x cos + rotate_half(x) sin; x: [..., heads, head_dim], cos and sin: [..., 1, head_dim]."""
+        return torch.addcmul(x * cos, torch.roll(x, self.head_dim // 2, -1), sin)
+
+    def _block(self, i: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """x: [..., d_model] -> the layer's output, same shape."""
+        w = self.layers[i]
+        qkv = F.linear(self._norm(x, w.norm_in), w.qkv, w.qkv_bias)
+        heads = qkv.view(*qkv.shape[:-1], -1, self.head_dim)
+        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=-2)
+        if w.norm_q is not None and w.norm_k is not None:
+            q, k = self._norm(q, w.norm_q), self._norm(k, w.norm_k)
+        attended = attend(i, self._rotate(q, cos, sin), self._rotate(k, cos, sin), v)
+        attended = F.linear(attended, w.out, w.out_bias)
+        if w.norm_attention_out is not None:
+            attended = self._norm(attended, w.norm_attention_out)
+        x = x + attended
+        gate, up = F.linear(self._norm(x, w.norm_mlp), w.gate_up).chunk(2, dim=-1)
+        out = F.linear(self.activation(gate) * up, w.down)
+        if w.norm_mlp_out is not None:
+            out = self._norm(out, w.norm_mlp_out)
+        return x + out
+
+    def _run(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, sites: Sites, layers: int
+    ) -> Tensor:
+        for i in range(layers):
+            x = self._block(i, x, cos, sin, attend)
+            if i in sites:
+                x = sites[i](x.reshape(-1, self.d_model)).view(x.shape)
+        return x
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = F.linear(self._norm(x, self.norm_final), self.head)
+        if self.logit_cap is not None:
+            logits = torch.tanh(logits / self.logit_cap) * self.logit_cap
+        return logits
+
+    # --- passes --------------------------------------------------------------------------------
+
+    def allocate(self, slots: int, capacity: int) -> None:
+        shape = (slots, self.kv_heads, capacity, self.head_dim)
+        self._cache = [
+            (
+                torch.zeros(shape, dtype=self.dtype, device=self.device),
+                torch.zeros(shape, dtype=self.dtype, device=self.device),
+            )
+            for _ in range(self.n_layers)
+        ]
+        self.capacity = capacity
+        self._rows = torch.arange(slots * self.kv_heads, device=self.device).view(slots, -1)
+        self._ensure(capacity)
+
+    def _ensure(self, length: int) -> None:
+        if length > len(self.cos):
+            self._tables(length)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        for k, v in self._cache:
+            k[target, :, :length] = k[source, :, :length]
+            v[target, :, :length] = v[source, :, :length]
+
+    def step(self, tokens: Tensor, positions: Tensor, width: int, sites: Sites) -> Tensor:
+        rows = len(tokens)
+        place = (self._rows[:rows] * self.capacity + positions[:, None]).flatten()
+        masks = self._step_masks(positions, width)
+
+        def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = self._cache[i]
+            keys.view(-1, self.head_dim).index_copy_(0, place, k.reshape(-1, self.head_dim))
+            values.view(-1, self.head_dim).index_copy_(0, place, v.reshape(-1, self.head_dim))
+            grouped = q.view(rows, self.kv_heads, -1, self.head_dim) * self.scale
+            scores = torch.matmul(grouped, keys[:rows, :, :width].transpose(-1, -2))
+            weights = self._weights(scores, masks[self.layers[i].window])
+            return torch.matmul(weights, values[:rows, :, :width]).view(rows, -1)
+
+        x = self._run(
+            self._embed(tokens), self.cos[positions], self.sin[positions], attend, sites,
+            self.n_layers,
+        )  # fmt: skip
+        return self._logits(x)
+
+    def _step_masks(self, positions: Tensor, width: int) -> dict[int | None, Tensor]:
+        """[rows, 1, 1, width] additive, one per window length in use."""
+        places, at = self._places[:width], positions[:, None]
+        past = places <= at
+        masks = {}
+        for window in {layer.window for layer in self.layers}:
+            seen = past if window is None or window >= width else past & (places > at - window)
+            zero = torch.zeros((), dtype=self.dtype, device=self.device)
+            masks[window] = torch.where(seen, zero, -math.inf)[:, None, None]
+        return masks
+
+    def _weights(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Attention weights from scaled scores; softmax in float32 as in transformers."""
+        if self.score_cap is not None:
+            scores = torch.tanh(scores / self.score_cap) * self.score_cap
+        return (scores + mask).softmax(-1, dtype=torch.float32).to(scores.dtype)
+
+    def _sequence(
+        self, ids: Tensor, sites: Sites, layers: int, keep: Callable[[int, Tensor, Tensor], None]
+    ) -> Tensor:
+        """Whole sequences. ids: [rows, length]; `keep` gets each layer's k and v
+        [rows, length, kv_heads, head_dim]. Returns [rows, length, d_model]."""
+        length = ids.shape[1]
+        self._ensure(length)
+        places = self._places[:length]
+        past = places[None] <= places[:, None]
+        masks = {
+            window: past if window is None else past & (places[None] > places[:, None] - window)
+            for window in {layer.window for layer in self.layers}
+        }
+
+        def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keep(i, k, v)
+            return self._attend_sequence(q, k, v, masks[self.layers[i].window])
+
+        cos, sin = self.cos[:length], self.sin[:length]
+        return self._run(self._embed(ids), cos, sin, attend, sites, layers)
+
+    def _attend_sequence(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+        """q: [rows, length, heads, head_dim]; seen: [length, length] bool."""
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if self.score_cap is None:
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=seen, scale=self.scale, enable_gqa=self.heads != self.kv_heads
+            )
+        else:
+            grouped = q.view(len(q), self.kv_heads, -1, *q.shape[2:]) * self.scale
+            mask = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -math.inf)
+            weights = self._weights(grouped @ k.unsqueeze(2).transpose(-1, -2), mask)
+            out = (weights @ v.unsqueeze(2)).flatten(1, 2)
+        return out.transpose(1, 2).flatten(2)
+
+    def prefill(self, ids: Tensor, lengths: Tensor, slots: Tensor, sites: Sites) -> Tensor:
+        length = ids.shape[1]
+
+        def keep(i: int, k: Tensor, v: Tensor) -> None:
+            keys, values = self._cache[i]
+            keys[slots, :, :length] = k.transpose(1, 2)
+            values[slots, :, :length] = v.transpose(1, 2)
+
+        x = self._sequence(ids, sites, self.n_layers, keep)
+        return self._logits(x[torch.arange(len(ids), device=self.device), lengths - 1])
+
+    def forward(self, ids: Tensor, lengths: Tensor, sites: Sites) -> None:
+        self._sequence(ids, sites, max(sites, default=-1) + 1, lambda i, k, v: None)

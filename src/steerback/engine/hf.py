@@ -1,0 +1,389 @@
+"""The in-process engine: any Hugging Face causal language model on this machine."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from steerback import chat, steer
+from steerback.engine import reading
+from steerback.engine.base import Backend, Pair, Pool, Progress, Reading, Site, Watch
+from steerback.engine.decoding import Decoding, Finished
+from steerback.engine.fused import FusedDecoder, supports
+from steerback.engine.hooked import HookedModel, hooked
+from steerback.engine.slots import Job
+from steerback.errors import UserError
+from steerback.sae import Source
+from steerback.types import Generation, Message, Sampling, Trace, Trial
+
+DEFAULT_SLOTS = 64
+NORM_TOKENS = 64
+"""Length of the unsteered answers over which the median residual norm is taken."""
+
+
+class HFEngine:
+    """Generates steered text and reads activations, in batches whose rows know nothing of another.
+
+    `backend` is "auto" (the fused decoder where the family has one and it agrees with the
+    transformers forward on a probe, else that forward), "fused" or "transformers".
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: chat.Tokenizer,
+        *,
+        name: str,
+        sources: Mapping[str, Source] | None = None,
+        slots: int = DEFAULT_SLOTS,
+        backend: str = "auto",
+    ) -> None:
+        if slots < 1:
+            raise UserError(f"slots is {slots}; it must be 1 or more")
+        self.name = name
+        self.model: Any = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.slots = slots
+        self.hooked = HookedModel(model)
+        _check_layers(self.hooked)
+        self.backend = _choose(self.hooked, model, backend)
+        self.sources: dict[str, Source] = {}
+        self.norms: dict[int, float] = {}
+        self.packer = steer.Packer(
+            self.sources,
+            device=self.backend.device,
+            dtype=self.backend.dtype,
+            norms=self.norms,
+        )
+        for source in (sources or {}).values():
+            self.add_source(source)
+        self.eos = _end_tokens(self.model, tokenizer)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        device: str | None = None,
+        dtype: str = "auto",
+        **settings: Any,
+    ) -> HFEngine:
+        """Load a folder or a hub name. dtype: auto, float32, bfloat16 or float16; device: None is the
+        GPU if there is one. UserError when it cannot be found or read."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        kind = _dtype(dtype, device)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=kind)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(_why_not_loaded(path, error)) from None
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            first = str(error).splitlines()[0]
+            raise UserError(
+                f"device {device!r} cannot be used: {first}; try --device cpu"
+            ) from None
+        return cls(model, tokenizer, name=name or str(path), **settings)
+
+    # --- sources ------------------------------------------------------------------------------
+
+    def add_source(self, source: Source) -> None:
+        """Make an SAE or vector set known under its name. UserError if its width is not the model's."""
+        if source.d_model != self.backend.d_model:
+            raise UserError(
+                f"{source.name!r} has directions of width {source.d_model}, but {self.name} has a "
+                f"residual stream of width {self.backend.d_model}; use an SAE made for this model"
+            )
+        self.sources[source.name] = source
+
+    def measure_norm(self, layer: int, questions: Sequence[str]) -> float:
+        """Median norm of the residual stream that leaves `layer`, over the tokens of unsteered greedy
+        answers (at most 64 tokens) to `questions`. Remembered for interventions of unit "resid"."""
+        self._check_layer(layer, "the residual norm")
+        sampling = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=NORM_TOKENS)
+        trials = [
+            Trial("norm", "", self.name, q, (Message("user", q),), sampling, seed=0)
+            for q in questions
+        ]
+        pairs = [Pair(g.prompt_ids, g.token_ids) for g in self.generate(trials)]
+        norms = [
+            h.float().norm(dim=-1)
+            for batch in reading.batches(pairs)
+            for h in reading.residuals(self.backend, self.packer, [pairs[i] for i in batch], layer)
+        ]
+        # sorted by value, so the median does not depend on the order in which answers finished
+        self.norms[layer] = float(torch.cat(norms).median())
+        return self.norms[layer]
+
+    # --- generation ---------------------------------------------------------------------------
+
+    def generate(
+        self,
+        trials: Iterable[Trial],
+        *,
+        watch: Watch | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        listener: Callable[[Trial, int], None] | None = None,
+    ) -> Iterator[Generation]:
+        """See `Engine.generate`. `listener` is told each token as it is drawn.
+
+        All trials are checked before the first token is drawn: UserError names the first bad one.
+        """
+        jobs = [self._job(i, trial) for i, trial in enumerate(trials)]
+        if watch is not None:
+            self._check_watch(watch)
+        self.packer.check([job.trial.interventions for job in jobs])
+        return self._generate(jobs, watch, progress, listener)
+
+    def _generate(
+        self,
+        jobs: list[Job],
+        watch: Watch | None,
+        progress: Callable[[Progress], None] | None,
+        listener: Callable[[Trial, int], None] | None,
+    ) -> Iterator[Generation]:
+        start, tokens, done, total = time.perf_counter(), 0, 0, len(jobs)
+        while jobs:
+            run = self._decoding(jobs, watch, listener)
+            jobs = []
+            try:
+                for finished in _inference(run.steps()):
+                    for one in finished:
+                        done, tokens = done + 1, tokens + len(one[1])
+                        yield self._generation(one, watch)
+                    if progress is not None and finished:
+                        seconds = time.perf_counter() - start
+                        progress(Progress(done, total, tokens, seconds))
+            except torch.OutOfMemoryError:
+                jobs = run.unfinished()
+                self._halve_slots(run.slots)
+
+    def _decoding(
+        self, jobs: list[Job], watch: Watch | None, listener: Callable[[Trial, int], None] | None
+    ) -> Decoding:
+        tell = None if listener is None else (lambda job, token: listener(job.trial, token))
+        return Decoding(
+            self.backend,
+            self.packer,
+            jobs,
+            slots=self.slots,
+            eos=self.eos,
+            stops=self._stops,
+            watch=watch,
+            listener=tell,
+        )
+
+    def _halve_slots(self, used: int) -> None:
+        """Answer to an exhausted accelerator: the trials in flight start over in fewer slots."""
+        if used == 1:
+            raise UserError(
+                f"{self.name} runs out of memory with a single slot; use a shorter max_new_tokens, "
+                "a smaller dtype or more memory"
+            ) from None
+        self.slots = used // 2
+        self.backend.allocate(1, 1)
+        if self.backend.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _job(self, order: int, trial: Trial) -> Job:
+        for i in trial.interventions:
+            self._check_layer(i.layer, f"intervention on {i.source}:{i.index}")
+        prompt = chat.encode_prompt(self.tokenizer, trial.messages)
+        prefill = chat.encode_text(self.tokenizer, trial.prefill)
+        job = Job(trial, order, prompt + prefill, len(prefill))
+        if job.room > self.backend.context:
+            raise UserError(
+                f"prompt {trial.question[:60]!r} has {len(job.prompt_ids)} tokens and asks for "
+                f"{trial.sampling.max_new_tokens} more, but {self.name} has a context of "
+                f"{self.backend.context}; shorten it or lower max_new_tokens"
+            )
+        return job
+
+    def _check_layer(self, layer: int, what: str) -> None:
+        if not 0 <= layer < self.backend.n_layers:
+            raise UserError(
+                f"{what}: layer {layer} does not exist; {self.name} has layers 0 to "
+                f"{self.backend.n_layers - 1}"
+            )
+
+    def _check_watch(self, watch: Watch) -> None:
+        self._check_layer(watch.layer, f"watching {watch.source}")
+        self.packer.source(watch.source).reader(list(watch.latents))
+
+    def _stops(self, job: Job, ids: list[int]) -> bool:
+        text = chat.decode(self.tokenizer, ids)
+        return any(stop in text for stop in job.trial.sampling.stop)
+
+    def _generation(self, finished: Finished, watch: Watch | None) -> Generation:
+        job, ids, reason, values = finished
+        whole = [*job.prompt_ids[len(job.prompt_ids) - job.prefill :], *ids]
+        text = chat.decode(self.tokenizer, whole)
+        if reason == "stop":
+            text = _cut(text, job.trial.sampling.stop)
+        trace = None
+        if watch is not None and values is not None:
+            trace = Trace(watch.source, watch.layer, watch.latents, values.cpu().numpy())
+        return Generation(
+            trial_key=job.trial.key,
+            prompt_ids=tuple(job.prompt_ids),
+            token_ids=tuple(ids),
+            text=text,
+            finish_reason=reason,
+            trace=trace,
+        )
+
+    # --- readouts -----------------------------------------------------------------------------
+
+    def read(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        source: str,
+        layer: int,
+        latents: Sequence[int] | None = None,
+        pool: Pool = "max",
+    ) -> list[Reading]:
+        """See `Engine.read`: activations on the stream that leaves `layer`, after its edits."""
+        self._check_layer(layer, f"reading {source}")
+        self.packer.check([p.interventions for p in pairs])
+        return reading.read(
+            self.backend,
+            self.packer,
+            pairs,
+            source=self.packer.source(source),
+            layer=layer,
+            latents=latents,
+            pool=pool,
+        )
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a piece of a response."""
+        return tuple(chat.encode_text(self.tokenizer, text))
+
+    def encode_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return tuple(chat.encode_prompt(self.tokenizer, messages))
+
+
+def _inference(steps: Iterator[list[Finished]]) -> Iterator[list[Finished]]:
+    """Run each step in inference mode, and the caller's code between them outside of it."""
+    while True:
+        with torch.inference_mode():
+            finished = next(steps, None)
+        if finished is None:
+            return
+        yield finished
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    return text[: min(found)] if found else text
+
+
+def _end_tokens(model: Any, tokenizer: chat.Tokenizer) -> frozenset[int]:
+    """Tokens that end a response: those of the generation config, or the tokenizer's."""
+    config = getattr(model, "generation_config", None)
+    eos = getattr(config, "eos_token_id", None)
+    if eos is None:
+        eos = getattr(tokenizer, "eos_token_id", None)
+    if eos is None:
+        return frozenset()
+    return frozenset(eos if isinstance(eos, (list, tuple)) else [eos])
+
+
+def _dtype(name: str, device: str) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name == "auto":
+        return torch.float32 if device == "cpu" else torch.bfloat16
+    if name not in known:
+        raise UserError(f"dtype is {name!r}; use auto, {', '.join(known)}")
+    return known[name]
+
+
+def _why_not_loaded(path: str | Path, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(path).exists():
+        return f"model folder {path} cannot be read: {first}"
+    if os.sep in str(path) and str(path).count("/") != 1:
+        return f"there is no model folder {path}"
+    return (
+        f"model {path!r} is neither a folder here nor readable from the hub: {first} "
+        "(check the name, the network, and for gated models HF_TOKEN)"
+    )
+
+
+def _choose(reference: HookedModel, model: nn.Module, backend: str) -> Backend:
+    if backend not in ("auto", "fused", "transformers"):
+        raise UserError(f"backend is {backend!r}; use auto, fused or transformers")
+    if backend == "transformers":
+        return reference
+    if not supports(model):
+        if backend == "fused":
+            raise UserError(
+                f"{type(model).__name__} has no fused decoder; use backend auto or transformers"
+            )
+        return reference
+    fused = FusedDecoder(model)
+    gap = _disagreement(fused, reference)
+    if gap < 0.05:
+        return fused
+    if backend == "fused":
+        raise UserError(
+            f"the fused decoder disagrees with transformers on {type(model).__name__} (relative "
+            f"gap of the logits {gap:.2g}); use backend transformers"
+        )
+    return reference
+
+
+def _probe(backend: Backend) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two short sequences of token ids spread over the vocabulary."""
+    ids = torch.arange(2 * 7, device=backend.device).view(2, 7) * (backend.vocab // 15 or 1)
+    return ids % backend.vocab, torch.tensor([7, 5], device=backend.device)
+
+
+@torch.inference_mode()
+def _disagreement(fused: Backend, reference: Backend) -> float:
+    """Largest gap between the two logits on the probe, in units of the reference's spread."""
+    ids, lengths = _probe(reference)
+    slots = torch.arange(2, device=reference.device)
+    out = []
+    for backend in (fused, reference):
+        backend.allocate(2, 8)
+        backend.prefill(ids, lengths, slots, {})
+        out.append(backend.step(ids[:, 0], lengths, 8, {}).float())
+    return float((out[0] - out[1]).abs().max() / out[1].std().clamp(min=1e-6))
+
+
+@torch.inference_mode()
+def _check_layers(backend: HookedModel) -> None:
+    """The output of each hooked layer must be the residual stream that transformers reports."""
+    ids, _ = _probe(backend)
+    seen: dict[int, torch.Tensor] = {}
+
+    def keep(i: int) -> Site:
+        def site(h: torch.Tensor) -> torch.Tensor:
+            seen[i] = h
+            return h
+
+        return site
+
+    sites = {i: keep(i) for i in range(backend.n_layers)}
+    with hooked(backend.layers, sites):
+        out = backend.model(input_ids=ids, output_hidden_states=True, use_cache=False)
+    # the last hidden state is reported after the final norm, so it cannot be compared
+    for i in range(backend.n_layers - 1):
+        want = out.hidden_states[i + 1].reshape(-1, backend.d_model)
+        if not torch.equal(seen[i], want):
+            raise UserError(
+                f"{type(backend.model).__name__}: the output of decoder layer {i} is not the residual "
+                "stream that transformers reports; this architecture cannot be steered"
+            )

@@ -1,0 +1,210 @@
+"""Any causal transformer of the transformers library, through its own forward and forward hooks.
+
+The fallback for architectures without a fused decoder, and the reference it is checked against. The
+cache hands each row its own slot and position, so slots work here too; hooks live in a context
+manager and cannot outlast a pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from steerback.engine.base import Sites
+from steerback.errors import UserError
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of decoder layers, found by its length. UserError if there is none, or a choice."""
+    config: Any = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    n = getattr(text, "num_hidden_layers", None)
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n
+    }
+    # the outermost list wins: experts or heads of one layer may be as many as there are layers
+    outer = [name for name in found if not any(name.startswith(other + ".") for other in found)]
+    if len(outer) != 1:
+        what = "has no list" if not outer else f"has several lists ({', '.join(outer)})"
+        raise UserError(
+            f"{type(model).__name__} {what} of {n} decoder layers; it cannot be steered"
+        )
+    return found[outer[0]]
+
+
+@contextmanager
+def hooked(layers: nn.ModuleList, sites: Sites) -> Iterator[None]:
+    """Apply sites to the outputs of decoder layers; the hooks are gone afterwards, come what may."""
+
+    def hook(site: Any) -> Any:
+        def run(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            h = output[0] if isinstance(output, tuple) else output
+            new = site(h.reshape(-1, h.shape[-1])).view(h.shape)
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return run
+
+    handles = [layers[i].register_forward_hook(hook(site)) for i, site in sites.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass
+class Cursor:
+    """Where the pass in progress writes, shared by the layers of the cache."""
+
+    slots: Tensor
+    """[rows]"""
+    positions: Tensor | None = None
+    """[rows] on a decode step; None while whole prompts are read."""
+    width: int = 0
+
+
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values of one layer, [slots, kv_heads, capacity, head_dim]."""
+
+    is_sliding = False
+
+    def __init__(self, slots: int, capacity: int, cursor: Cursor) -> None:
+        super().__init__()
+        self.slots, self.capacity, self.cursor = slots, capacity, cursor
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        def room(like: Tensor) -> Tensor:
+            return like.new_zeros(self.slots, like.shape[1], self.capacity, like.shape[3])
+
+        self.keys, self.values = room(key_states), room(value_states)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        cursor = self.cursor
+        slots = cursor.slots.to(key_states.device)
+        if cursor.positions is None:
+            n = key_states.shape[2]
+            self.keys[slots, :, :n], self.values[slots, :, :n] = key_states, value_states
+            return key_states, value_states
+        positions = cursor.positions.to(key_states.device)
+        self.keys[slots, :, positions] = key_states[:, :, 0]
+        self.values[slots, :, positions] = value_states[:, :, 0]
+        rows = len(slots)
+        return self.keys[:rows, :, : cursor.width], self.values[:rows, :, : cursor.width]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return (self.cursor.width or query_length), 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return self.capacity
+
+
+class HookedModel:
+    """`Backend` over a transformers model. See `Backend` for the contract of each method."""
+
+    kind = "transformers"
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model
+        config: Any = self.model.config
+        self.config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        self.layers = decoder_layers(model)
+        self.n_layers = len(self.layers)
+        self.d_model = self.config.hidden_size
+        self.vocab = self.config.vocab_size
+        self.context = getattr(self.config, "max_position_embeddings", None) or 2**20
+        embedding = self.model.get_input_embeddings().weight
+        self.device, self.dtype = embedding.device, embedding.dtype
+        self._windows()
+        self._cache: list[SlotLayer] = []
+        self._cursor = Cursor(torch.zeros(0, dtype=torch.long))
+
+    def _windows(self) -> None:
+        """Which masks the forward wants: one, or one per kind of layer."""
+        kinds = getattr(self.config, "layer_types", None)
+        self.kinds = set(kinds or ())
+        self.window: int | None = getattr(self.config, "sliding_window", None)
+        odd = self.kinds - {"full_attention", "sliding_attention"}
+        if odd or getattr(self.config, "is_encoder_decoder", False):
+            kind = ", ".join(sorted(odd)) or "encoder-decoder"
+            raise UserError(
+                f"{type(self.model).__name__} has {kind} layers: only causal models whose layers "
+                "keep keys and values can be batched by slots"
+            )
+
+    def _masks(self, queries: Tensor, places: Tensor) -> Any:
+        """Additive masks [rows, 1, queries, places] from the positions of queries and of keys."""
+        at, key = queries[:, None, :, None], places[None, None, None]
+        past = key <= at
+        windowed = past & (key > at - self.window) if self.window else past
+
+        def additive(seen: Tensor) -> Tensor:
+            zero = torch.zeros((), dtype=self.dtype, device=seen.device)
+            return torch.where(seen, zero, -math.inf)
+
+        if "sliding_attention" in self.kinds:
+            return {"full_attention": additive(past), "sliding_attention": additive(windowed)}
+        return additive(past if self.kinds else windowed)
+
+    def allocate(self, slots: int, capacity: int) -> None:
+        self._cache = [SlotLayer(slots, capacity, self._cursor) for _ in range(self.n_layers)]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        for layer in self._cache:
+            for t in (layer.keys, layer.values):
+                t[target, :, :length] = t[source, :, :length]
+
+    def _pass(
+        self, ids: Tensor, positions: Tensor, places: Tensor, sites: Sites, last: Any
+    ) -> Tensor:
+        with hooked(self.layers, sites):
+            out = self.model(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=self._masks(positions, places),
+                past_key_values=Cache(layers=self._cache) if self._cache else None,
+                use_cache=bool(self._cache),
+                logits_to_keep=last,
+            )
+        logits: Tensor = out.logits
+        return logits
+
+    def step(self, tokens: Tensor, positions: Tensor, width: int, sites: Sites) -> Tensor:
+        rows = torch.arange(len(tokens), device=self.device)
+        self._cursor.slots, self._cursor.positions, self._cursor.width = rows, positions, width
+        places = torch.arange(width, device=self.device)
+        return self._pass(tokens[:, None], positions[:, None], places, sites, 1)[:, 0]
+
+    def prefill(self, ids: Tensor, lengths: Tensor, slots: Tensor, sites: Sites) -> Tensor:
+        self._cursor.slots, self._cursor.positions, self._cursor.width = slots, None, 0
+        ends = torch.unique(lengths - 1)
+        logits = self._sequence(ids, sites, ends)
+        rows = torch.arange(len(ids), device=self.device)
+        return logits[rows, torch.searchsorted(ends, lengths - 1)]
+
+    def _sequence(self, ids: Tensor, sites: Sites, keep: Tensor) -> Tensor:
+        places = torch.arange(ids.shape[1], device=self.device)
+        return self._pass(ids, places.expand(len(ids), -1), places, sites, keep)
+
+    def forward(self, ids: Tensor, lengths: Tensor, sites: Sites) -> None:
+        cache, self._cache = self._cache, []
+        try:
+            self._sequence(ids, sites, torch.zeros(1, dtype=torch.long, device=self.device))
+        finally:
+            self._cache = cache
