@@ -1,29 +1,301 @@
-"""What a run is made of."""
+"""What a run is made of, as one TOML file; models are presets, which are data.
+
+A configuration that names a preset as its model starts from the preset's values; what the file
+says itself wins.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from steerback import tomlfile
+from steerback.errors import UserError, nearest
+from steerback.mappings import merge
+from steerback.search import Method, SearchSettings
+from steerback.tomlfile import Document, Table
+from steerback.types import Sampling, Unit
+
+FREE_KEYS = ("name", "folder", "protocols", "settings.+", "model.device", "model.slots")
+"""Keys that may differ when a run is resumed, because they cannot change a trial. `settings.+`:
+a protocol's table may be added or left out, but not changed."""
+
+Registry = Mapping[str, type[Table]]
+"""Protocols by name, with the table of their settings."""
 
 
-def diff(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
-    """`key: old -> new` for every dotted key that differs, those in `free` (or below) left out."""
-    lines: list[str] = []
-    _collect(old, new, "", frozenset(free), lines)
-    return lines
+class ModelConfig(Table):
+    name: str = Field(
+        min_length=1,
+        description="Preset (see `steerback models`), or a Hugging Face id, or a name of your own "
+        "if `path` is set.",
+    )
+    path: str | None = Field(
+        default=None, description="Hugging Face id or folder to load; `name` if it is not set."
+    )
+    revision: str | None = Field(
+        default=None, description="Commit, tag or branch of the Hugging Face id."
+    )
+    steer_layer: int = Field(ge=0, description="0-based decoder layer whose output is steered.")
+    readout_layer: int | None = Field(
+        default=None,
+        ge=0,
+        description="0-based decoder layer whose output is read; the SAE's layer if it is not set.",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Number format of the weights: float32, bfloat16 or float16."
+    )
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto (a GPU if there is one), cpu, cuda, cuda:N or mps.",
+    )
+    slots: int = Field(default=32, ge=1, description="Trials that are generated at the same time.")
+
+    @property
+    def source(self) -> str:
+        """What is loaded."""
+        return self.path or self.name
 
 
-def _collect(old: Any, new: Any, path: str, free: Collection[str], lines: list[str]) -> None:
-    if path in free or (old == new and type(old) is type(new)):
-        return
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in [*old, *(k for k in new if k not in old)]:
-            below = f"{path}.{key}" if path else key
-            _collect(old.get(key), new.get(key), below, free, lines)
-    else:
-        lines.append(f"{path}: {_short(old)} -> {_short(new)}")
+class SaeConfig(Table):
+    spec: str = Field(
+        min_length=1, description="SAE with the directions: a folder, a file or a release name."
+    )
+    layer: int = Field(ge=0, description="0-based decoder layer whose output it was trained on.")
 
 
-def _short(value: Any, width: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= width else text[: width - 3] + "..."
+class DirectionsConfig(Table):
+    count: int = Field(default=24, ge=1, description="Latents to steer with.")
+    indices: list[int] = Field(
+        default=[],
+        description="These latents instead of random ones; `count` and filters do not apply.",
+    )
+    labels: str | None = Field(
+        default=None,
+        description="CSV file with the columns index_in_sae and label; none: no labels.",
+    )
+    concreteness_min: float = Field(
+        default=65.0, ge=0, le=100, description="Least concreteness of a label, 0-100; 0 keeps all."
+    )
+    relevance: Literal["top-100", "zero", "none"] = Field(
+        default="top-100",
+        description="Latents that have to do with a prompt are left out. top-100: those among its "
+        "100 most active; zero: those active at all; none: nothing is left out.",
+    )
+
+    @field_validator("indices")
+    @classmethod
+    def _each_once(cls, value: list[int]) -> list[int]:
+        if any(i < 0 for i in value) or len(set(value)) < len(value):
+            raise ValueError("it should hold different numbers from 0 on")
+        return value
+
+
+class SamplingConfig(Table):
+    temperature: float = Field(default=0.6, ge=0, description="0 is greedy decoding.")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="Share of probability kept; 1 keeps all."
+    )
+    top_k: int = Field(default=0, ge=0, description="Most likely tokens kept; 0 keeps all.")
+    repetition_penalty: float = Field(
+        default=1.1, gt=0, description="Hugging Face repetition penalty; 1 is none."
+    )
+    max_new_tokens: int = Field(default=512, ge=1, description="Longest response, in tokens.")
+    stop: list[str] = Field(default=[], description="Texts that end a response.")
+
+    @field_validator("stop")
+    @classmethod
+    def _not_empty(cls, value: list[str]) -> list[str]:
+        if not all(value):
+            raise ValueError("it should hold texts that are not empty")
+        return value
+
+    def record(self) -> Sampling:
+        """As trials carry it."""
+        return Sampling(**{**self.model_dump(), "stop": tuple(self.stop)})
+
+
+class CalibrationConfig(Table):
+    mean: float = Field(description="Mean of the Gaussian prior of the strength, in `unit`.")
+    sd: float = Field(gt=0, description="Standard deviation of that prior, in `unit`.")
+    upper: float = Field(gt=0, description="Largest strength tried, in `unit`.")
+    unit: Unit = Field(
+        default="raw",
+        description="raw: multiples of the direction as the SAE stores it. resid: norm of what is "
+        "added, in median residual-stream norms at the steer layer.",
+    )
+    target: float = Field(
+        default=30.0, gt=0, lt=100, description="First-attempt score (0-100) that strengths aim at."
+    )
+    rounds: int = Field(default=10, ge=1, description="Rounds of search per latent.")
+    prompts_per_round: int = Field(default=5, ge=1, description="Responses per latent and round.")
+    fresh: int = Field(
+        default=20,
+        ge=1,
+        description="Responses on fresh prompts and seeds that measure what was achieved.",
+    )
+    method: Method = Field(
+        default="bisection",
+        description="bisection: as published. dose-response: fits a curve to all scores; closer to "
+        "the target at the same cost.",
+    )
+
+    def settings(self) -> SearchSettings:
+        """As the search takes it."""
+        return SearchSettings(self.mean, self.sd, self.upper, self.target, self.rounds, self.method)
+
+
+class RunConfig(Table):
+    """One run, resolved: every value that was not given has its default."""
+
+    name: str = Field(min_length=1, description="Name of the run, for the report.")
+    folder: str = Field(
+        default="", description="Folder of the results; runs/ and the run's name if it is empty."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="All randomness follows from it.")
+    protocols: list[str] = Field(
+        default=["baseline", "esr"], min_length=1, description="What to run."
+    )
+    prompts: str = Field(
+        default="eval",
+        min_length=1,
+        description="Questions: eval, heldout, a file (txt, jsonl, csv, toml) or a URL.",
+    )
+    judge: str = Field(default="exact", min_length=1, description="What scores the responses.")
+    model: ModelConfig = Field(description="The model and how it is run.")
+    sae: SaeConfig = Field(description="The sparse autoencoder whose latents are steered with.")
+    directions: DirectionsConfig = Field(
+        default=DirectionsConfig(), description="Which latents are steered with."
+    )
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="How tokens are drawn.")
+    calibration: CalibrationConfig = Field(description="How strengths are found.")
+    settings: dict[str, dict[str, Any]] = Field(
+        default={}, description="One table per protocol, with its own settings."
+    )
+
+    @property
+    def place(self) -> Path:
+        """The run folder."""
+        return Path(self.folder or f"runs/{self.name}")
+
+    @property
+    def readout_layer(self) -> int:
+        """0-based layer whose output is read."""
+        return self.sae.layer if self.model.readout_layer is None else self.model.readout_layer
+
+
+# Presets
+
+
+@cache
+def _preset_files() -> dict[str, dict[str, Any]]:
+    folder = files("steerback").joinpath("presets")
+    return {
+        entry.name.removesuffix(".toml"): tomlfile.parse(entry.read_text("utf-8"))
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    }
+
+
+def presets() -> dict[str, str]:
+    """Names of the packaged models, with a line about each."""
+    return {n: d["about"] for n, d in sorted(_preset_files().items()) if not n.startswith("_")}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """A preset's tables, those it is based on included. Raises UserError if there is none."""
+    if name not in presets():
+        raise UserError(f"unknown model {name!r}; {nearest(name, presets())}")
+    data = {k: v for k, v in _preset_files()[name].items() if k not in ("about", "base")}
+    base = _preset_files().get(_preset_files()[name].get("base", ""), {})
+    return merge(merge(base, data), {"model": {"name": name}})
+
+
+def from_preset(name: str, protocols: Registry | None = None, /, **values: Any) -> RunConfig:
+    """A preset's configuration with some values changed; the run is called as the preset is."""
+    data = merge(merge({"name": name}, preset(name)), values)
+    return _resolve(Document(f"preset {name}", "", data), protocols)
+
+
+# Files
+
+
+def load(path: str | Path, protocols: Registry | None = None) -> RunConfig:
+    """Reads a configuration, with the settings of each protocol resolved if they are given.
+
+    Raises UserError with file, line, key and what is allowed.
+    """
+    document = tomlfile.read(path)
+    return _resolve(replace(document, data=_on_preset(document)), protocols)
+
+
+def _on_preset(document: Document) -> dict[str, Any]:
+    model = document.data.get("model")
+    name = model.get("name") if isinstance(model, dict) else None
+    if name in presets():
+        return merge(preset(str(name)), document.data)
+    if isinstance(name, str) and name and not _is_elsewhere(model, name):
+        raise document.error(
+            ("model", "name"),
+            f"unknown model {name!r}; {nearest(name, presets())} "
+            "Or set model.path to a Hugging Face id or a folder",
+        )
+    return document.data
+
+
+def _is_elsewhere(model: Any, name: str) -> bool:
+    """Whether the file itself says what to load: a path, a Hugging Face id, a folder."""
+    return bool(model.get("path")) or "/" in name or Path(name).exists()
+
+
+def _resolve(document: Document, protocols: Registry | None) -> RunConfig:
+    try:
+        config = RunConfig.model_validate(document.data)
+    except ValidationError as error:
+        raise tomlfile.explain(error, RunConfig, document) from None
+    if protocols is None:
+        return config
+    _check_names(config, protocols, document)
+    settings = {
+        name: _settings(name, config.settings.get(name, {}), protocols[name], document)
+        for name in config.protocols
+    }
+    return config.model_copy(update={"settings": settings})
+
+
+def _check_names(config: RunConfig, known: Registry, document: Document) -> None:
+    for i, name in enumerate(config.protocols):
+        if name not in known:
+            where = ("protocols", i)
+            raise document.error(where, f"unknown protocol {name!r}; {nearest(name, known)}")
+    for name in config.settings:
+        if name not in config.protocols:
+            raise document.error(
+                ("settings", name),
+                f"settings for {name!r}, which is not run; {nearest(name, config.protocols)}",
+            )
+
+
+def _settings(
+    name: str, given: dict[str, Any], model: type[Table], document: Document
+) -> dict[str, Any]:
+    try:
+        return model.model_validate(given).model_dump()
+    except ValidationError as error:
+        raise tomlfile.explain(error, model, document, ("settings", name)) from None
+
+
+def dump_commented(config: RunConfig, protocols: Registry) -> str:
+    """A configuration file that loads back equal and explains every key."""
+    parts = [tomlfile.commented(config, skip=("settings",))]
+    for name in config.protocols:
+        table = protocols[name].model_validate(config.settings.get(name, {}))
+        parts.append(tomlfile.commented(table, ("settings", name)))
+    return "\n".join(parts)

@@ -19,10 +19,10 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 from steerback import codec
-from steerback.config import diff
 from steerback.database import SCHEMA, open_reader, open_writer, plain_errors, transaction
 from steerback.errors import UserError
 from steerback.lock import FolderLock
+from steerback.mappings import diff
 from steerback.provenance import environment
 from steerback.types import Calibration, Generation, Status, Trace, Trial, Verdict, canonical_json
 
