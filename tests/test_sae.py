@@ -14,7 +14,14 @@ from safetensors.torch import save_file
 
 from steerback.errors import UserError
 from steerback.sae import LatentReader, Sae, load_sae
-from steerback.sae.readers import JoinedReader, JumpReluReader, LinearReader, SelectReader
+from steerback.sae.readers import (
+    JoinedReader,
+    JumpReluReader,
+    LinearReader,
+    Norm,
+    NormalisedReader,
+    SelectReader,
+)
 from steerback.sae.spec import Matrix, SaeSpec
 from steerback.sae.tensors import MemoryTensors
 
@@ -116,6 +123,14 @@ def test_concat_is_side_by_side(kinds: tuple[str, ...], joined: type) -> None:
     h = stream(17)
     assert type(both) is joined
     assert both.indices == (3, 3, 0, 39, 1)
+    torch.testing.assert_close(both(h), torch.cat([reader(h) for reader in readers], 1), **CLOSE)
+
+
+@pytest.mark.parametrize("norms", [("layer_norm",) * 2, ("layer_norm", "constant_norm_rescale")])
+def test_concat_shares_the_norm_where_it_is_the_same(norms: tuple[Norm, Norm]) -> None:
+    readers = [sae_of(Naive("relu", norm=norm)).reader([3, 1]) for norm in norms]
+    both, h = LatentReader.concat(readers), stream(17)
+    assert type(both) is (NormalisedReader if norms[0] == norms[1] else JoinedReader)
     torch.testing.assert_close(both(h), torch.cat([reader(h) for reader in readers], 1), **CLOSE)
 
 

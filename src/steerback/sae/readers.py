@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,17 +43,18 @@ class LatentReader(ABC):
         """One reader with the outputs of all, side by side.
 
         Linear readers become one bank (one matrix product), TopK readers of one SAE share their
-        encoder pass, and anything else is called in turn.
+        encoder pass, and anything else is called in turn. Join first, move (`to`) afterwards:
+        moved TopK readers have an encoder each.
         """
         if len(readers) == 1:
             return readers[0]
         indices = tuple(index for reader in readers for index in reader.indices)
-        if all(isinstance(reader, LinearReader) for reader in readers):
-            return _bank(indices, cast("Sequence[LinearReader]", readers))
-        first = readers[0]
-        if isinstance(first, SelectReader) and all(first.shares(reader) for reader in readers):
-            return replace(first, indices=indices, columns=torch.tensor(indices).to(first.b.device))
-        return JoinedReader(indices, tuple(readers))
+        return (
+            _bank(indices, readers)
+            or _shared_encoder(indices, readers)
+            or _same_norm(indices, readers)
+            or JoinedReader(indices, tuple(readers))
+        )
 
 
 def _moved(value: Any, device: torch.device | str, dtype: torch.dtype | None) -> Any:
@@ -100,15 +101,18 @@ class JumpReluReader(LinearReader):
         return pre.masked_fill_(pre <= self.floor, 0.0)
 
 
-def _bank(indices: tuple[int, ...], readers: Sequence[LinearReader]) -> LinearReader:
-    W = torch.cat([reader.W for reader in readers], dim=1)
-    b = torch.cat([reader.b for reader in readers])
-    floors = [reader.threshold for reader in readers]
+def _bank(indices: tuple[int, ...], readers: Sequence[LatentReader]) -> LatentReader | None:
+    linear = [reader for reader in readers if isinstance(reader, LinearReader)]
+    if len(linear) < len(readers):
+        return None
+    W = torch.cat([reader.W for reader in linear], dim=1)
+    b = torch.cat([reader.b for reader in linear])
+    floors = [reader.threshold for reader in linear]
     if all(floor is None for floor in floors):
         return LinearReader(indices, W, b)
     known = [
         torch.zeros_like(reader.b) if floor is None else floor
-        for reader, floor in zip(readers, floors, strict=True)
+        for reader, floor in zip(linear, floors, strict=True)
     ]
     return JumpReluReader(indices, W, b, torch.cat(known))
 
@@ -156,8 +160,16 @@ class SelectReader(LatentReader):
         acts = SELECT[self.rule](torch.addmm(self.b, h.to(self.W.dtype), self.W), self.keep)
         return acts if self.columns is None else acts.index_select(1, self.columns)
 
-    def shares(self, other: LatentReader) -> bool:
-        return isinstance(other, SelectReader) and other.W is self.W
+
+def _shared_encoder(
+    indices: tuple[int, ...], readers: Sequence[LatentReader]
+) -> LatentReader | None:
+    first = readers[0]
+    if not isinstance(first, SelectReader):
+        return None
+    if any(not isinstance(reader, SelectReader) or reader.W is not first.W for reader in readers):
+        return None
+    return replace(first, indices=indices, columns=torch.tensor(indices).to(first.b.device))
 
 
 def _topk(pre: Tensor, k: int) -> Tensor:
@@ -197,7 +209,7 @@ def normalise(h: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
         scale = h.norm(dim=-1, keepdim=True) / h.shape[-1] ** 0.5
         return h / scale.clamp(min=torch.finfo(torch.float32).tiny), scale
     centred = h - h.mean(dim=-1, keepdim=True)
-    scale = centred.std(dim=-1, keepdim=True)
+    scale = centred.norm(dim=-1, keepdim=True) / (h.shape[-1] - 1) ** 0.5
     return centred / (scale + 1e-5), scale
 
 
@@ -210,6 +222,14 @@ class NormalisedReader(LatentReader):
 
     def __call__(self, h: Tensor) -> Tensor:
         return self.inner(normalise(h, self.norm)[0])
+
+
+def _same_norm(indices: tuple[int, ...], readers: Sequence[LatentReader]) -> LatentReader | None:
+    same = [reader for reader in readers if isinstance(reader, NormalisedReader)]
+    if len(same) < len(readers) or len({reader.norm for reader in same}) > 1:
+        return None
+    inner = LatentReader.concat([reader.inner for reader in same])
+    return NormalisedReader(indices, inner, same[0].norm)
 
 
 @dataclass(frozen=True, eq=False)
