@@ -149,6 +149,17 @@ def test_topk_fires_k_latents_even_when_they_tie() -> None:
     assert acts.count_nonzero(dim=1).tolist() == [K, K, K]
 
 
+@pytest.mark.parametrize("edge", [-0.5, 0.0, 0.25])
+def test_jumprelu_at_its_threshold_is_off(edge: float) -> None:
+    naive = Naive("jumprelu", subtract=False)
+    naive.weights["W_enc"].zero_()
+    naive.weights["threshold"].fill_(edge)
+    naive.weights["b_enc"].fill_(edge)
+    naive.weights["b_enc"][1] += 0.125
+    acts = sae_of(naive).reader([0, 1])(stream(3))
+    assert acts.tolist() == [[0.0, max(edge + 0.125, 0.0)]] * 3
+
+
 def test_plain_readers_show_their_bank() -> None:
     naive = Naive("jumprelu")
     reader = sae_of(naive).reader([5, 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -429,3 +430,22 @@ def test_a_few_encoder_columns_do_not_hold_the_encoder(tmp_path: Path, name: str
     reader, peak, _ = peak_of(lambda: load_sae(path).reader([5, 65_535]))
     assert reader.W[:, 1].unique().tolist() == [65_535]
     assert peak < 50 * MB
+
+
+# ---- the page about it
+
+
+def test_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[1] / "docs" / "sae-formats.md"
+    examples = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(examples) == 2
+    monkeypatch.chdir(tmp_path)
+    naive = Naive("jumprelu")
+    write_folder(
+        tmp_path / "sae_folder",
+        "sae_weights.safetensors",
+        naive.stored(),
+        {"architecture": "jumprelu", "d_in": D, "d_sae": N},
+    )
+    for example in examples:
+        exec(compile(example, str(page), "exec"), {})
