@@ -96,13 +96,18 @@ def read(path: str | Path) -> Document:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{place}:{line}: not UTF-8; save the file as UTF-8") from None
+    return parse_document(str(place), text)
+
+
+def parse_document(name: str, text: str) -> Document:
+    """Parses TOML that came from somewhere. Raises UserError with the line if it is not TOML."""
     try:
-        return Document(str(place), text, tomllib.loads(text))
+        return Document(name, text, tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         problem, _, where = str(error).partition(" (at ")
         digits = where.removeprefix("line ").partition(",")[0]
         spot = digits if digits.isdigit() else str(text.count("\n") + 1)
-        raise UserError(f"{place}:{spot}: not valid TOML: {problem.lower()}") from None
+        raise UserError(f"{name}:{spot}: not valid TOML: {problem.lower()}") from None
 
 
 def explain(
