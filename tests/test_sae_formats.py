@@ -19,6 +19,7 @@ from torch import Tensor
 
 from steerback.errors import UserError
 from steerback.sae import Sae, load_sae
+from steerback.sae.npz import NpzFile
 
 LATENTS = [7, 0, 39, 12, 7]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -134,6 +135,18 @@ def test_npz_arrays_in_column_order(tmp_path: Path, save: Callable[..., None]) -
     naive = Naive("jumprelu", subtract=False)
     naive.weights["W_enc"] = naive.weights["W_enc"].T.contiguous().T
     agrees(load_sae(write_gemma(tmp_path, naive.weights, save)), naive)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f2", "<f8"])
+def test_npz_rows_in_any_order(tmp_path: Path, save: Callable[..., None], dtype: str) -> None:
+    array = np.arange(65 * 3, dtype=dtype).reshape(65, 3)
+    save(tmp_path / "a.npz", array=array, flat=array[:, 0])
+    with NpzFile(tmp_path / "a.npz").open() as parts:
+        for start, stop in ((17, 20), (0, 1), (64, 65), (3, 3), (0, 65)):
+            found = parts["array"][start:stop].to(torch.float64).numpy()
+            np.testing.assert_array_equal(found, array[start:stop])
+        assert parts["flat"][...].shape == (65,)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

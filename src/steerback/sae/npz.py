@@ -22,7 +22,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from steerback.errors import UserError
-from steerback.sae.tensors import FilePart, Part
+from steerback.sae.tensors import FilePart, Part, from_bytes
 
 CHUNK = 1 << 20
 DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError)
@@ -131,7 +131,7 @@ class _Stream:
             raw = self._bytes(self.at + first * size, prod(shape) * size)
         except DAMAGE as error:
             raise _damaged(self.where, error) from error
-        return torch.frombuffer(raw, dtype=self.dtype).reshape(tuple(shape))
+        return from_bytes(raw, shape, self.dtype)
 
     def _bytes(self, at: int, count: int) -> bytearray:
         if self.stream is None or self.stream.tell() > at:

@@ -128,12 +128,17 @@ class FilePart:
 
     def _read(self, first: int, shape: Sequence[int]) -> Tensor:
         raw = bytearray(prod(shape) * self.dtype.itemsize)
-        if not raw:
-            return torch.empty(shape, dtype=self.dtype)
         self.file.seek(self.at + first * self.dtype.itemsize)
         if self.file.readinto(raw) != len(raw):
             raise UserError(f"{self.file.name}: the file ends early; download it again")
-        return torch.frombuffer(raw, dtype=self.dtype).reshape(tuple(shape))
+        return from_bytes(raw, shape, self.dtype)
+
+
+def from_bytes(raw: bytearray, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor over these bytes; torch itself refuses none at all."""
+    if not raw:
+        return torch.empty(tuple(shape), dtype=dtype)
+    return torch.frombuffer(raw, dtype=dtype).reshape(tuple(shape))
 
 
 class SafetensorsFile:
