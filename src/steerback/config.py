@@ -89,6 +89,11 @@ class DirectionsConfig(Table):
         description="Latents that have to do with a prompt are left out. top-100: those among its "
         "100 most active; zero: those active at all; none: nothing is left out.",
     )
+    scope: Literal["run", "pair"] = Field(
+        default="run",
+        description="What a relevant latent is left out of. run: of everything (as published); pair: "
+        "only of the prompts that it has to do with.",
+    )
 
     @field_validator("indices")
     @classmethod

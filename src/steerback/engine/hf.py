@@ -110,12 +110,7 @@ class HFEngine:
         """Median norm of the residual stream that leaves `layer`, over the tokens of unsteered greedy
         answers (at most 64 tokens) to `questions`. Remembered for interventions of unit "resid"."""
         self._check_layer(layer, "the residual norm")
-        sampling = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=NORM_TOKENS)
-        trials = [
-            Trial("norm", "", self.name, q, (Message("user", q),), sampling, seed=0)
-            for q in questions
-        ]
-        pairs = [Pair(g.prompt_ids, g.token_ids) for g in self.generate(trials)]
+        pairs = self.answers(questions)
         norms = [
             h.float().norm(dim=-1)
             for batch in reading.batches(pairs)
@@ -124,6 +119,16 @@ class HFEngine:
         # sorted by value, so the median does not depend on the order in which answers finished
         self.norms[layer] = float(torch.cat(norms).median())
         return self.norms[layer]
+
+    def answers(self, questions: Sequence[str]) -> list[Pair]:
+        """Unsteered greedy answers of at most 64 tokens, in the order of the questions."""
+        sampling = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=NORM_TOKENS)
+        trials = [
+            Trial("answer", "", self.name, q, (Message("user", q),), sampling, seed=0)
+            for q in questions
+        ]
+        found = {g.trial_key: g for g in self.generate(trials)}
+        return [Pair(found[t.key].prompt_ids, found[t.key].token_ids) for t in trials]
 
     # --- generation ---------------------------------------------------------------------------
 

@@ -1,1 +1,30 @@
+"""The experiments, found by name: every module here with a `PROTOCOL`."""
 
+from __future__ import annotations
+
+import pkgutil
+from functools import cache
+from importlib import import_module
+
+from steerback.errors import UserError, nearest
+from steerback.protocols.base import Protocol
+from steerback.tomlfile import Table
+
+
+@cache
+def registry() -> dict[str, Protocol]:
+    modules = (import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
+    found = [module.PROTOCOL for module in modules if hasattr(module, "PROTOCOL")]
+    return {protocol.name: protocol for protocol in sorted(found, key=lambda p: p.name)}
+
+
+def get(name: str) -> Protocol:
+    """Raises UserError with the nearest names."""
+    if name not in registry():
+        raise UserError(f"unknown protocol {name!r}; {nearest(name, registry())}")
+    return registry()[name]
+
+
+def settings() -> dict[str, type[Table]]:
+    """The table of settings of each protocol, for the configuration."""
+    return {name: protocol.settings for name, protocol in registry().items()}

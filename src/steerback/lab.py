@@ -1,0 +1,180 @@
+"""What a run works with: its model, SAE, questions and judge, and the loop that makes trials real.
+
+`Lab.execute` is that loop: what is not stored is generated, appended, and judged while the next is
+generated. Above it is planning, below it engines and judges.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from steerback import organism
+from steerback.config import RunConfig
+from steerback.desk import Desk
+from steerback.engine.base import Progress, Watch
+from steerback.engine.hf import HFEngine
+from steerback.judge.base import Judge
+from steerback.judge.exact import ExactJudge
+from steerback.latents import Label, read_labels
+from steerback.prompts import load_prompts
+from steerback.sae import load_sae
+from steerback.sae.source import hash_files
+from steerback.store import Store
+from steerback.types import Generation, Trial, Verdict
+from steerback.ui import Ui
+
+SOURCE = "sae"
+"""Name of the run's SAE in its interventions."""
+
+BATCH = 32
+"""Finished trials that are stored together: what a kill can lose, with those in flight."""
+
+
+class Lab:
+    """One run's instruments. Trials and verdicts go through `execute` and nothing else."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        store: Store,
+        *,
+        engine: HFEngine,
+        judge: Judge,
+        questions: Sequence[str],
+        labels: dict[int, Label],
+        ui: Ui,
+    ) -> None:
+        self.config, self.store, self.engine, self.judge, self.ui = config, store, engine, judge, ui
+        self.questions = tuple(questions)
+        self.labels = labels
+        self.verdicts = store.verdicts(judge.name)
+
+    @classmethod
+    def open(cls, config: RunConfig, store: Store, ui: Ui) -> Lab:
+        """Load everything that `config` names; what it turned out to be goes to the provenance."""
+        ui.stage(f"loading {config.model.source}")
+        model = model_path(config.model.source)
+        sae = load_sae(sae_path(config.sae.spec), name=SOURCE)
+        prompts = load_prompts(config.prompts)
+        engine = HFEngine.load(
+            model,
+            name=config.model.name,
+            device=None if config.model.device == "auto" else config.model.device,
+            dtype=config.model.dtype,
+            sources={SOURCE: sae},
+            slots=config.model.slots,
+        )
+        judge = ExactJudge()
+        store.note(
+            model_hash=fingerprint(model, engine.model),
+            sae_hash=sae.content_hash(),
+            prompts={"name": prompts.name, "n": len(prompts.questions), "sha256": prompts.sha256},
+            judge=judge.name,
+            engine=engine.backend.kind,
+            slots=engine.slots,
+        )
+        labels = labels_of(config)
+        return cls(
+            config,
+            store,
+            engine=engine,
+            judge=judge,
+            questions=prompts.questions,
+            labels=labels,
+            ui=ui,
+        )
+
+    def execute(
+        self,
+        trials: Iterable[Trial],
+        what: str,
+        *,
+        watch: Watch | None = None,
+        implicit: bool = False,
+    ) -> None:
+        """Make sure that every trial is stored and judged. What is stored already is not made again.
+
+        implicit: judge the first and last third of answers without a restart too.
+        """
+        wanted = {t.key: t for t in trials}
+        todo = self.store.missing(wanted.values())
+        with Desk(self.judge, self._keep, implicit=implicit) as desk:
+            desk.submit(self._unjudged(wanted))
+            for batch in self._generate(todo, what, watch):
+                desk.submit(batch)
+
+    def _unjudged(self, wanted: dict[str, Trial]) -> list[tuple[Trial, Generation]]:
+        """Those of the wanted trials that an interrupted run stored but did not judge."""
+        protocols = {t.protocol for t in wanted.values()}
+        return [
+            pair
+            for protocol in sorted(protocols)
+            for pair in self.store.unjudged(self.judge.name, protocol, retry_errors=True)
+            if pair[0].key in wanted
+        ]
+
+    def _generate(
+        self, todo: Sequence[Trial], what: str, watch: Watch | None
+    ) -> Iterator[list[tuple[Trial, Generation]]]:
+        """Batches of finished trials, each stored before it is handed on."""
+        by_key = {t.key: t for t in todo}
+        start, batch = time.perf_counter(), list[tuple[Trial, Generation]]()
+
+        def report(progress: Progress) -> None:
+            self.ui.progress(what, progress)
+
+        def store() -> list[tuple[Trial, Generation]]:
+            nonlocal start, batch
+            seconds = (time.perf_counter() - start) / len(batch)
+            self.store.add(batch, engine=self.engine.backend.kind, seconds=seconds)
+            stored, batch, start = batch, [], time.perf_counter()
+            return stored
+
+        for generation in self.engine.generate(todo, watch=watch, progress=report):
+            batch.append((by_key[generation.trial_key], generation))
+            if len(batch) >= BATCH:
+                yield store()
+        if batch:
+            yield store()
+
+    def _keep(self, verdicts: Sequence[Verdict]) -> None:
+        self.store.add_verdicts(verdicts)
+        self.verdicts.update((v.trial_key, v) for v in verdicts if v.judge == self.judge.name)
+
+    def first_score(self, trial: Trial) -> float | None:
+        """The first attempt's score of a judged trial; None where there is no valid score."""
+        verdict = self.verdicts.get(trial.key)
+        if verdict is None or verdict.status != "ok" or not verdict.attempts:
+            return None
+        return verdict.attempts[0].score
+
+
+def model_path(source: str) -> str | Path:
+    """What to load: `organism:NAME` is the folder of a packaged organism."""
+    kind, _, name = source.partition(":")
+    return organism.path(name) if kind == "organism" else source
+
+
+def sae_path(spec: str) -> str | Path:
+    kind, _, name = spec.partition(":")
+    return organism.sae_path(name) if kind == "organism" else spec
+
+
+def labels_of(config: RunConfig) -> dict[int, Label]:
+    """Labels of the latents: the file that is named, or the organism's own."""
+    if config.directions.labels:
+        return read_labels(config.directions.labels)
+    kind, _, name = config.sae.spec.partition(":")
+    return read_labels(organism.sae_path(name) / "labels.csv") if kind == "organism" else {}
+
+
+def fingerprint(path: str | Path, model: Any) -> str:
+    """The hub commit of a downloaded model, or the SHA-256 of a folder's weights."""
+    folder = Path(path)
+    if folder.is_dir():
+        weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+        return hash_files(weights) if weights else ""
+    return str(getattr(model.config, "_commit_hash", "") or "")

@@ -1,0 +1,198 @@
+"""Before a protocol can be planned: choose latents, find each one's strength. Both are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from steerback import latents
+from steerback.calibrate import Calibrator, Outcome, PromptPlan, calibration_key
+from steerback.engine.base import Pair
+from steerback.lab import SOURCE, Lab
+from steerback.latents import Chosen
+from steerback.protocols.base import Direction, Inputs
+from steerback.types import Message, Trial, stable_hash
+
+NORM_QUESTIONS = 32
+"""Questions whose unsteered answers tell the residual norm and which latents are alive."""
+
+
+def prepare(lab: Lab) -> Inputs:
+    """The inputs of every protocol of the run: directions that reached their target, with strengths."""
+    chosen = choose(lab)
+    measure_norm(lab)
+    directions = calibrate(lab, [_direction(lab, c) for c in chosen])
+    return Inputs(
+        model=lab.config.model.name,
+        seed=lab.config.seed,
+        questions=lab.questions,
+        directions=tuple(directions),
+        sampling=lab.config.sampling.record(),
+    )
+
+
+def measure_norm(lab: Lab) -> None:
+    """The median residual norm at the steer layer, measured once per run."""
+    layer = lab.config.model.steer_layer
+    stored = lab.store.get_artifact("residual_norm")
+    if stored is None:
+        lab.ui.stage("measuring the residual norm")
+        norm = lab.engine.measure_norm(layer, lab.questions[:NORM_QUESTIONS])
+        stored = {"layer": layer, "median": norm}
+        lab.store.put_artifact("residual_norm", stored)
+    lab.engine.norms[layer] = stored["median"]
+
+
+# --- latents ----------------------------------------------------------------------------------
+
+
+def choose(lab: Lab) -> list[Chosen]:
+    """The latents of the run, chosen once: those the configuration names, or random ones that pass."""
+    stored = lab.store.get_artifact("latents")
+    if stored is None:
+        lab.ui.stage("choosing latents")
+        chosen, funnel = _given(lab) if lab.config.directions.indices else _drawn(lab)
+        stored = latents.as_json(chosen)
+        lab.store.put_artifact("latents", stored)
+        lab.store.put_artifact("funnel", funnel.as_json())
+    return latents.from_json(stored)
+
+
+def _given(lab: Lab) -> tuple[list[Chosen], latents.Funnel]:
+    funnel = latents.Funnel()
+    funnel.note("named in the configuration", len(lab.config.directions.indices))
+    names = lab.labels
+    return [
+        Chosen(k, names[k].text if k in names else "") for k in lab.config.directions.indices
+    ], funnel
+
+
+def _drawn(lab: Lab) -> tuple[list[Chosen], latents.Funnel]:
+    wanted = lab.config.directions
+    rules = latents.Rules(
+        wanted.count, wanted.concreteness_min, wanted.relevance, wanted.scope, lab.config.seed
+    )
+    prompts = _activations(lab, [_prompt(lab, q) for q in lab.questions])
+    answers = _activations(lab, lab.engine.answers(lab.questions[:NORM_QUESTIONS]))
+    return latents.select(rules, lab.questions, prompts, answers, lab.labels)
+
+
+def _prompt(lab: Lab, question: str) -> Pair:
+    """The prompt as a text to be read; its first token, an outlier in every model, is not pooled."""
+    ids = lab.engine.encode_prompt([Message("user", question)])
+    return Pair(ids[:1], ids[1:])
+
+
+def _activations(lab: Lab, pairs: Sequence[Pair]) -> latents.Floats:
+    """[pairs, latents], max over tokens."""
+    readings = lab.engine.read(pairs, source=SOURCE, layer=lab.config.readout_layer)
+    return np.stack([r.values for r in readings])
+
+
+def _direction(lab: Lab, chosen: Chosen) -> Direction:
+    return Direction(
+        source=SOURCE,
+        index=chosen.index,
+        layer=lab.config.model.steer_layer,
+        unit=lab.config.calibration.unit,
+        label=chosen.label,
+        skip=frozenset(chosen.skip),
+    )
+
+
+# --- strengths --------------------------------------------------------------------------------
+
+
+def calibrate(lab: Lab, directions: Sequence[Direction]) -> list[Direction]:
+    """Directions with their strengths, without those that cannot reach the target."""
+    keys = {d.id: _key(lab, d) for d in directions}
+    open_ones = [d for d in directions if lab.store.get_calibration(keys[d.id]) is None]
+    if open_ones:
+        _search(lab, open_ones, keys)
+    found = [(d, lab.store.get_calibration(keys[d.id])) for d in directions]
+    reached = [
+        Direction(d.source, d.index, d.layer, d.unit, d.label, c.strength, c.posterior_sd, d.skip)
+        for d, c in found
+        if c is not None and c.reached
+    ]
+    if len(reached) < len(directions):
+        lab.ui.say(
+            f"{len(directions) - len(reached)} of {len(directions)} directions cannot reach a "
+            f"first-attempt score of {lab.config.calibration.target:g}: left out"
+        )
+    return reached
+
+
+def _key(lab: Lab, d: Direction) -> str:
+    settings = lab.config.calibration
+    allowed = [q for q in lab.questions if q not in d.skip]
+    return calibration_key(
+        direction=d.id,
+        layer=d.layer,
+        unit=d.unit,
+        positions="generated",
+        model=lab.config.model.name,
+        judge=lab.judge.name,
+        sampling=lab.config.sampling.record(),
+        prompts=stable_hash(allowed),
+        prompts_per_round=settings.prompts_per_round,
+        fresh=settings.fresh,
+        settings=settings.settings(),
+        seed=lab.config.seed,
+    )
+
+
+def _search(lab: Lab, directions: Sequence[Direction], keys: dict[str, str]) -> None:
+    """All directions together, one batch of trials a round; then fresh trials at each strength."""
+    settings = lab.config.calibration
+    by_id = {d.id: d for d in directions}
+    allowed = {d.id: [q for q in lab.questions if q not in d.skip] for d in directions}
+    plans = {i: PromptPlan(len(allowed[i]), i, lab.config.seed, settings.fresh) for i in by_id}
+    calibrator = Calibrator(by_id, settings.settings())
+
+    def score(
+        strengths: dict[str, float], draws: dict[str, list[tuple[int, int]]], arm: str
+    ) -> Any:
+        trials = {
+            i: [_trial(lab, by_id[i], strength, allowed[i][q], seed, arm) for q, seed in draws[i]]
+            for i, strength in strengths.items()
+        }
+        lab.execute([t for each in trials.values() for t in each], f"calibration, {arm}")
+        return {i: [lab.first_score(t) for t in each] for i, each in trials.items()}
+
+    number = 0
+    lab.ui.stage(f"finding the strength of {len(directions)} directions")
+    while strengths := calibrator.ask():
+        draws = {i: plans[i].round(number, settings.prompts_per_round) for i in strengths}
+        calibrator.tell(score(strengths, draws, f"round {number + 1}"))
+        number += 1
+    strengths = calibrator.verify()
+    fresh = score(strengths, {i: plans[i].fresh(settings.fresh) for i in strengths}, "fresh")
+    outcomes = {i: calibrator.conclude(i, fresh.get(i, []), keys[i]) for i in by_id}
+    _remember(lab, calibrator, outcomes)
+
+
+def _remember(lab: Lab, calibrator: Calibrator, outcomes: dict[str, Outcome]) -> None:
+    failures = lab.store.get_artifact("calibration_failures", {})
+    for i, (calibration, reason) in outcomes.items():
+        lab.store.put_calibration(calibration, calibrator.steps(i))
+        if reason:
+            failures[i] = reason
+    lab.store.put_artifact("calibration_failures", failures)
+
+
+def _trial(
+    lab: Lab, direction: Direction, strength: float, question: str, seed: int, arm: str
+) -> Trial:
+    return Trial(
+        protocol="calibration",
+        arm=arm,
+        model=lab.config.model.name,
+        question=question,
+        messages=(Message("user", question),),
+        sampling=lab.config.sampling.record(),
+        seed=seed,
+        interventions=(direction.add(strength),),
+    )

@@ -1,0 +1,130 @@
+"""What an experiment is: settings, a plan of trials, an analysis. It knows no engine and no judge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol as Interface
+
+import numpy as np
+
+from steerback.records import Records
+from steerback.stats import Comparison, Summary
+from steerback.tomlfile import Table
+from steerback.types import Intervention, Message, Sampling, Trial, Unit, derive_seed
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A direction to steer with, and what calibration found out about it."""
+
+    source: str
+    index: int
+    layer: int
+    unit: Unit
+    label: str = ""
+    strength: float = math.nan
+    """In `unit`; NaN before calibration."""
+    sd: float = math.nan
+    """Posterior sd of the strength."""
+    skip: frozenset[str] = frozenset()
+    """Questions that it has to do with: never paired with them."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.source}:{self.index}"
+
+    def add(self, strength: float | None = None, positions: str = "generated") -> Intervention:
+        value = self.strength if strength is None else strength
+        return Intervention("add", self.source, self.index, value, self.layer, self.unit, positions)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a plan is made from."""
+
+    model: str
+    seed: int
+    questions: tuple[str, ...]
+    directions: tuple[Direction, ...]
+    """Those whose calibration reached its target."""
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One direction against one question, with the seed that every arm uses for it."""
+
+    direction: Direction
+    question: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Tables of one protocol."""
+
+    summaries: tuple[Summary, ...] = ()
+    comparisons: tuple[tuple[str, Comparison], ...] = ()
+    """(what is compared with what, the comparison)"""
+
+
+class Protocol(Interface):
+    """One experiment. A module of this package with a `PROTOCOL` of this kind is found by its name."""
+
+    name: str
+    asks: str
+    """The question in a line."""
+    settings: type[Table]
+
+    def plan(self, inputs: Inputs, settings: Table) -> list[Trial]:
+        """The trials, the same whenever the inputs are the same."""
+        ...
+
+    def analyse(self, records: Records) -> Analysis:
+        """Tables from what is stored."""
+        ...
+
+
+def cells(inputs: Inputs, per_direction: int) -> Iterator[Cell]:
+    """Each direction with `per_direction` questions it has nothing to do with, drawn without
+    replacement (all of them, and again, if there are fewer). Question and seed depend on the run's
+    seed and the direction alone: arms and protocols that ask for the same cells are paired."""
+    for direction in inputs.directions:
+        allowed = [q for q in inputs.questions if q not in direction.skip]
+        if not allowed:
+            continue
+        rng = np.random.default_rng(derive_seed(inputs.seed, "questions", direction.id))
+        order = rng.permutation(len(allowed))
+        for n in range(per_direction):
+            question = allowed[order[n % len(allowed)]]
+            again = n // len(allowed)
+            yield Cell(
+                direction,
+                question,
+                derive_seed(inputs.seed, "trial", direction.id, question, again),
+            )
+
+
+def trial(
+    protocol: str,
+    arm: str,
+    inputs: Inputs,
+    cell: Cell,
+    interventions: Sequence[Intervention],
+    *,
+    prefill: str = "",
+) -> Trial:
+    """The cell's trial in one arm."""
+    return Trial(
+        protocol=protocol,
+        arm=arm,
+        model=inputs.model,
+        question=cell.question,
+        messages=(Message("user", cell.question),),
+        sampling=inputs.sampling,
+        seed=cell.seed,
+        interventions=tuple(interventions),
+        prefill=prefill,
+    )

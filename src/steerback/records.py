@@ -1,0 +1,81 @@
+"""What a protocol analyses: the stored trials of a run with their verdicts, as outcomes by arm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+from steerback.stats import Outcome, Summary, outcome, summarise
+from steerback.store import Store
+from steerback.types import Generation, Trial, Verdict, stable_hash
+
+
+class Record(NamedTuple):
+    """One judged trial."""
+
+    trial: Trial
+    generation: Generation
+    verdict: Verdict
+    outcome: Outcome
+
+
+def pair_name(trial: Trial) -> str:
+    """Same direction, strength, question and seed: what makes trials of two arms twins."""
+    add = trial.steered_by
+    steering = [] if add is None else [add.source, add.index, add.value, add.unit, add.layer]
+    return stable_hash([steering, trial.question, trial.seed])
+
+
+class Records:
+    """The trials of a run as one judge sees them (the one with most verdicts, if none is named)."""
+
+    def __init__(self, store: Store, judge: str = "") -> None:
+        self.store = store
+        names = [name for name in store.judges() if not name.endswith("/thirds")]
+        self.judge = judge or (names[0] if names else "")
+
+    @cached_property
+    def _verdicts(self) -> dict[str, Verdict]:
+        return self.store.verdicts(self.judge) if self.judge else {}
+
+    @cached_property
+    def _thirds(self) -> dict[str, Verdict]:
+        return self.store.verdicts(f"{self.judge}/thirds") if self.judge else {}
+
+    def of(self, protocol: str, arm: str | None = None) -> Iterator[Record]:
+        """Judged trials of a protocol, in the order of their keys."""
+        for trial, generation in self.store.trials(protocol=protocol, arm=arm):
+            verdict = self._verdicts.get(trial.key)
+            if verdict is not None:
+                yield Record(trial, generation, verdict, self._outcome(trial, generation, verdict))
+
+    def _outcome(self, trial: Trial, generation: Generation, verdict: Verdict) -> Outcome:
+        thirds = self._thirds.get(trial.key)
+        scores = None if thirds is None or thirds.status != "ok" else thirds.scores
+        add = trial.steered_by
+        return outcome(
+            trial.key,
+            trial.cluster,
+            verdict,
+            generation.text,
+            None if scores is None else (scores[0], scores[1]),
+            strength=None if add is None else add.value,
+            pair=pair_name(trial),
+        )
+
+    def arms(self, protocol: str) -> list[tuple[str, str]]:
+        """(arm, model) pairs that are stored."""
+        return [(c.arm, c.model) for c in self.store.counts() if c.protocol == protocol]
+
+    def summaries(self, protocol: str) -> tuple[Summary, ...]:
+        """One summary per arm and model."""
+        return tuple(
+            summarise(
+                [r.outcome for r in self.of(protocol, arm) if r.trial.model == model],
+                protocol=protocol,
+                arm=arm,
+                model=model,
+            )
+            for arm, model in self.arms(protocol)
+        )
