@@ -196,6 +196,7 @@ HOOKS = {
     "model.layers.12": 12,
     "transformer.h.3": 3,
     "hook_embed": None,
+    "width_16": None,
 }
 
 

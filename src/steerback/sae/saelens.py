@@ -97,7 +97,7 @@ def whole_number(config: Mapping[str, Any], key: str, where: str) -> int:
 
 def layer_of(hook: str | None) -> int | None:
     """The decoder layer whose output a site is: `blocks.8.hook_resid_pre` is that of layer 7."""
-    match = re.search(r"(?:blocks|layers|h)[._](\d+)", hook or "")
+    match = re.search(r"(?:^|[._])(?:blocks|layers|h)[._](\d+)", hook or "")
     if match is None:
         return None
     layer = int(match[1]) - ("hook_resid_pre" in (hook or ""))
