@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -427,6 +428,31 @@ def test_a_read_only_folder_can_be_read_and_refuses_a_writer(tmp_path: Path) -> 
     assert done.stdout.splitlines() == ["1", f"{folder}: cannot write here (Permission denied)"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+def test_a_killed_run_in_a_read_only_folder_is_one_line(tmp_path: Path) -> None:
+    folder, copy = tmp_path / "run", tmp_path / "copy"
+    copy.mkdir()
+    with Store.open(folder, {}) as store:
+        store.add([make_pair(0)])
+        for name in (FILE, f"{FILE}-wal"):
+            (copy / name).write_bytes((folder / name).read_bytes())
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    copy.chmod(0o555)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", READ_AS_NOBODY, str(copy)], capture_output=True, text=True
+        )
+    finally:
+        copy.chmod(0o755)
+    told = done.stderr.splitlines()[-1]
+    assert told.endswith(
+        f"UserError: {copy}: cannot open the run; check that it is writable, or copy it"
+    )
+    with Store.open(copy, mode="ro") as reader:
+        assert len(list(reader.trials())) == 1
+
+
 # Tables and files
 
 
@@ -518,3 +544,21 @@ def test_export_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(table, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"parquet needs pyarrow; .*steerback\[parquet\]"):
         table.export(tmp_path, "parquet")
+
+
+def test_the_page_about_runs_does_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).parents[1] / "docs" / "runs.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    fill_for_tables(tmp_path / "runs" / "demo")
+    scope: dict[str, object] = {}
+    for block in blocks:
+        exec(block, scope)
+    assert isinstance(scope["trials"], pd.DataFrame)
+    assert len(scope["trials"]) == 3
+    assert capsys.readouterr().out.count("answer") == 3
+    columns = re.findall(r"^\| (`.*?) \|", page.read_text("utf-8"), re.MULTILINE)
+    named = re.findall(r"`(\w+)`", " ".join(columns))
+    assert set(table.COLUMNS) <= set(named)

@@ -42,7 +42,7 @@ TABLES = (
 REMEDIES = (
     ("disk is full", "the disk is full; free some space and run the same command again"),
     ("readonly database", "the run is read-only; make it writable or copy the folder"),
-    ("unable to open", "cannot open the run; check that the folder exists and is writable"),
+    ("unable to open", "cannot open the run; check that it is writable, or copy it"),
     ("not a database", f"{FILE} is not a steerback run; choose another folder"),
     ("malformed", f"{FILE} is damaged; restore the folder from a copy"),
     ("disk I/O error", "the disk refused to read or write; free some space or check the disk"),

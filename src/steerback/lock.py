@@ -24,6 +24,9 @@ else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+
+
 class FolderLock:
     """Holds `run.lock` in a folder from construction until `release` or the end of the process.
 
@@ -34,7 +37,8 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "run.lock"
         try:
-            self._file = self.path.open("r+b" if self.path.exists() else "w+b")
+            # Never truncated on opening: the pid in it may be that of a living holder.
+            self._file: BinaryIO = os.fdopen(os.open(self.path, _FLAGS, 0o666), "r+b")
         except OSError as error:
             raise UserError(f"{folder}: cannot write here ({error.strerror})") from None
         try:

@@ -209,8 +209,8 @@ class Store:
         """
         sql = (
             "INSERT INTO verdicts VALUES (?, CAST(? AS TEXT), ?, ?, CAST(? AS TEXT)) "
-            "ON CONFLICT DO UPDATE SET status = excluded.status, attempts = excluded.attempts, "
-            "raw = excluded.raw WHERE verdicts.status = 'error'"
+            "ON CONFLICT (judge, trial_key) DO UPDATE SET status = excluded.status, "
+            "attempts = excluded.attempts, raw = excluded.raw WHERE verdicts.status = 'error'"
         )
         written = 0
         with self._write():

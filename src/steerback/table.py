@@ -60,7 +60,7 @@ def read(folder: str | Path, judge: str | None = None) -> pd.DataFrame:
     with Store.open(folder, mode="ro") as store:
         name = _choose_judge(store, judge)
         verdicts = store.verdicts(name) if name else {}
-        rows = [_row(t, g, verdicts.get(t.key)) for t, g in store.trials()]
+        rows = [_row(t, g, verdicts.get(g.trial_key)) for t, g in store.trials()]
     return pd.DataFrame(
         {
             column: pd.Series([r.get(column) for r in rows], dtype=_dtype(kind))
@@ -83,9 +83,9 @@ def _choose_judge(store: Store, judge: str | None) -> str | None:
 def _row(trial: Trial, made: Generation, verdict: Verdict | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         name: getattr(trial, name)
-        for name in ("key", "protocol", "arm", "model", "question", "prefill", "cluster", "seed")
+        for name in ("protocol", "arm", "model", "question", "prefill", "cluster", "seed")
     }
-    row |= {"text": made.text, "finish_reason": made.finish_reason}
+    row |= {"key": made.trial_key, "text": made.text, "finish_reason": made.finish_reason}
     row |= {"n_tokens": len(made.token_ids), "interventions": len(trial.interventions)}
     if add := trial.steered_by:
         row |= {"source": add.source, "index": add.index, "strength": add.value}
@@ -138,13 +138,13 @@ def _write_jsonl(folder: Path, file: BinaryIO) -> None:
     with Store.open(folder, mode="ro") as store:
         judged = [store.verdicts(judge) for judge in store.judges()]
         for trial, made in store.trials():
-            found = [verdicts[trial.key] for verdicts in judged if trial.key in verdicts]
+            key = made.trial_key
             record = {
-                "key": trial.key,
+                "key": key,
                 "cluster": trial.cluster,
                 "trial": asdict(trial),
                 "generation": {k: v for k, v in asdict(made).items() if k != "trace"},
-                "verdicts": [asdict(v) for v in found],
+                "verdicts": [asdict(verdicts[key]) for verdicts in judged if key in verdicts],
             }
             file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
 
