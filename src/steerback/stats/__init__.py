@@ -1,0 +1,54 @@
+"""The statistics of the instrument: outcomes, rates with clustered intervals, comparisons, power."""
+
+from steerback.stats.agreement import cohen_kappa, fleiss_kappa
+from steerback.stats.bootstrap import Mean
+from steerback.stats.dose import DoseResponse, dose_response
+from steerback.stats.effects import (
+    TestResult,
+    auc,
+    cliffs_delta,
+    cohens_d,
+    cohens_d_paired,
+    holm,
+    one_sided,
+    welch,
+    wilcoxon,
+)
+from steerback.stats.intervals import bootstrap_rate, cluster_rate, wilson
+from steerback.stats.measures import MEASURES
+from steerback.stats.outcomes import Cutoffs, Outcome, is_degraded, outcome
+from steerback.stats.paired import Comparison, compare
+from steerback.stats.power import Design, Power, power
+from steerback.stats.summary import Summary, summarise
+
+__all__ = [
+    "MEASURES",
+    "Comparison",
+    "Cutoffs",
+    "Design",
+    "DoseResponse",
+    "Mean",
+    "Outcome",
+    "Power",
+    "Summary",
+    "TestResult",
+    "auc",
+    "bootstrap_rate",
+    "cliffs_delta",
+    "cluster_rate",
+    "cohen_kappa",
+    "cohens_d",
+    "cohens_d_paired",
+    "compare",
+    "dose_response",
+    "fleiss_kappa",
+    "holm",
+    "is_degraded",
+    "one_sided",
+    "outcome",
+    "power",
+    "summarise",
+    "welch",
+    "wilcoxon",
+    "wilson",
+]

@@ -1,0 +1,227 @@
+"""Every headline number of one arm, each with an interval that respects the clusters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from steerback.stats import mover
+from steerback.stats.bootstrap import (
+    LEVEL,
+    RESAMPLES,
+    Floats,
+    Ints,
+    Mean,
+    Seed,
+    bootstrap,
+    cluster_codes,
+    percentile_interval,
+    ratio,
+    sum_by_cluster,
+)
+from steerback.stats.chance import ChanceAll, ChanceDirection
+from steerback.stats.intervals import rate_from_sums
+from steerback.stats.measures import MEASURES
+from steerback.stats.mover import SQUARE_AND_ADD, few_events
+from steerback.stats.outcomes import Outcome
+from steerback.types import Rate
+
+BOOTSTRAP = "cluster bootstrap"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The numbers of one arm. Rates are in [0, 1], scores in [0, 100]."""
+
+    protocol: str
+    arm: str
+    model: str
+    n: int
+    """Trials with valid scores."""
+    clusters: int
+    missing: int
+    multi_attempt: Rate
+    esr: Rate
+    cond_improvement: Rate
+    """Of the restarted trials, those whose last attempt beats the first."""
+    chance_improvement: Mean
+    """How often a random other trial's first attempt would beat theirs (see `chance`)."""
+    chance_same_direction: Mean
+    """The same against other trials of the same direction only."""
+    improvement_above_chance: Mean
+    """cond_improvement - chance_improvement, paired within each resample."""
+    improvement_above_same_direction: Mean
+    esr_above_chance: Mean
+    """multi_attempt x (cond_improvement - chance_improvement): share of all trials that restarted and
+    improved beyond what a fresh first attempt would have given."""
+    first_score: Mean
+    score_delta: Mean
+    """Last minus first, over restarted trials."""
+    degraded: Rate
+    """Over all trials, unscored ones too: it needs the text alone."""
+    on_topic: Rate
+    steered: Rate
+    degraded_scored: Rate
+    """With on_topic and steered the three-way outcome: these three sum to 1 over scored trials."""
+    implicit_recovery: Rate
+    implicit_decline: Rate
+    """First third above the last by the same margin: the noise level of implicit_recovery."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The published shape: names, counts and `{rate, low, high}`; unknown is null, never NaN."""
+        names = ("multi_attempt", "esr", "cond_improvement", "chance_improvement", "first_score")
+        heads = ("protocol", "arm", "model", "n", "clusters", "missing")
+        return {h: getattr(self, h) for h in heads} | {
+            m: _bounds(getattr(self, m)) for m in (*names, "degraded", "implicit_recovery")
+        }
+
+
+def _bounds(estimate: Rate | Mean) -> dict[str, float | None]:
+    numbers = dict(zip(("rate", "low", "high"), _triple(estimate), strict=True))
+    return {name: float(x) if math.isfinite(x) else None for name, x in numbers.items()}
+
+
+def summarise(
+    outcomes: Sequence[Outcome],
+    *,
+    protocol: str = "",
+    arm: str = "",
+    model: str = "",
+    n_resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: Seed = 0,
+) -> Summary:
+    """Summarise one arm. Rates get the clustered Wilson interval, all else the cluster bootstrap.
+
+    No trial is an answer too: every estimate is then NaN.
+    """
+    # The bootstrap draws by position: a fixed order of trials makes the result depend on the set only.
+    outcomes = sorted(outcomes, key=lambda o: (o.cluster, o.trial_key))
+    scored = [o for o in outcomes if not o.missing]
+    estimates = _rates(outcomes, level) | _bootstrapped(scored, n_resamples, level, seed)
+    _repair_few_events(estimates)
+    missing = len(outcomes) - len(scored)
+    for name in ("first_score", "score_delta"):
+        estimates[name] = replace(estimates[name], missing=missing)
+    return Summary(
+        protocol=protocol,
+        arm=arm,
+        model=model,
+        n=len(scored),
+        clusters=len({o.cluster for o in scored}),
+        missing=missing,
+        **estimates,
+    )
+
+
+def _repair_few_events(estimates: dict[str, Any]) -> None:
+    """Where the bootstrap sees too few events, put the intervals of the parts together."""
+    multi, improved = estimates["multi_attempt"], estimates["cond_improvement"]
+    if not multi.k:
+        # Improvement is unknown, but its product cannot exceed the bound of the restarts.
+        bound = {"low": -multi.high, "high": multi.high, "method": "bound of multi_attempt"}
+        estimates["esr_above_chance"] = replace(estimates["esr_above_chance"], **bound)
+    elif few_events(improved):
+        chance, above = estimates["chance_improvement"], estimates["improvement_above_chance"]
+        wide = mover.difference(_triple(improved), _triple(chance))
+        scaled = mover.product(_triple(multi), (above.value, *wide))
+        for name, (low, high) in {
+            "improvement_above_chance": wide,
+            "esr_above_chance": scaled,
+        }.items():
+            estimates[name] = replace(estimates[name], low=low, high=high, method=SQUARE_AND_ADD)
+
+
+def _triple(estimate: Rate | Mean) -> mover.Estimate:
+    value = estimate.rate if isinstance(estimate, Rate) else estimate.value
+    return value, estimate.low, estimate.high
+
+
+def _rates(outcomes: Sequence[Outcome], level: float) -> dict[str, Any]:
+    codes, n_clusters = cluster_codes([o.cluster for o in outcomes])
+    rates = {}
+    for name, measure in MEASURES.items():
+        if measure.is_rate:
+            sums, sizes = (sum_by_cluster(codes, n_clusters, x) for x in measure.columns(outcomes))
+            missing = sum(not measure.known(o) for o in outcomes)
+            rates[name] = rate_from_sums(sums, sizes, missing, level)
+    return rates
+
+
+def _bootstrapped(
+    scored: Sequence[Outcome], n_resamples: int, level: float, seed: Seed
+) -> dict[str, Any]:
+    """One set of resamples for all, so that differences are paired within each."""
+    if not scored:
+        return dict.fromkeys(_BOUNDS, Mean(math.nan, math.nan, math.nan, 0, 0, method=BOOTSTRAP))
+    codes, n_clusters = cluster_codes([o.cluster for o in scored])
+    arm = _Arm(scored, codes, n_clusters)
+    value = arm.evaluate(np.ones((1, n_clusters)))[0]
+    draws = bootstrap(arm.evaluate, n_clusters, n_resamples, seed)
+    estimates = {}
+    for column, (name, bounds) in enumerate(_BOUNDS.items()):
+        n, clusters = arm.support(name)
+        low, high = percentile_interval(draws[:, column], clusters, level)
+        if clusters == 1:  # one cluster tells nothing about the others
+            low, high = bounds
+        # With few clusters the value can lie outside the central resamples.
+        low, high = min(low, value[column]), max(high, value[column])
+        estimates[name] = Mean(float(value[column]), low, high, n, clusters, method=BOOTSTRAP)
+    return estimates
+
+
+_BOUNDS = {
+    "chance_improvement": (0.0, 1.0),
+    "chance_same_direction": (0.0, 1.0),
+    "improvement_above_chance": (-1.0, 1.0),
+    "improvement_above_same_direction": (-1.0, 1.0),
+    "esr_above_chance": (-1.0, 1.0),
+    "first_score": (0.0, 100.0),
+    "score_delta": (-100.0, 100.0),
+}
+
+
+class _Arm:
+    """Everything the bootstrap evaluates, as functions of cluster counts."""
+
+    def __init__(self, scored: Sequence[Outcome], codes: Ints, n_clusters: int) -> None:
+        self.sums: dict[str, tuple[Floats, Floats]] = {}
+        for name in ("multi_attempt", "cond_improvement", "first_score", "score_delta"):
+            top, bottom = MEASURES[name].columns(scored)
+            self.sums[name] = (
+                sum_by_cluster(codes, n_clusters, top),
+                sum_by_cluster(codes, n_clusters, bottom),
+            )
+        first = MEASURES["first_score"].columns(scored)[0]
+        multi = MEASURES["multi_attempt"].columns(scored)[0]
+        self.chance = ChanceAll.of(first, multi, codes, n_clusters)
+        self.chance_direction = ChanceDirection.of(first, multi, codes, n_clusters)
+        improved = MEASURES["cond_improvement"].columns(scored)[0]
+        # The same-direction chance leaves out trials alone in their direction: so must its partner.
+        alone = np.bincount(codes, minlength=n_clusters)[codes] < 2
+        self.accompanied = sum_by_cluster(codes, n_clusters, np.where(alone, 0.0, improved))
+
+    def evaluate(self, counts: Floats) -> Floats:
+        """counts [b, clusters] -> [b, estimates], in the order of `_BOUNDS`."""
+        multi, improved, first, delta = (
+            ratio(counts @ top, counts @ bottom) for top, bottom in self.sums.values()
+        )
+        chance, same = self.chance(counts), self.chance_direction(counts)
+        beside = ratio(counts @ self.accompanied, counts @ self.chance_direction.restarts)
+        above = improved - chance
+        esr = np.where(multi == 0, 0.0, multi * above)
+        return np.stack([chance, same, above, beside - same, esr, first, delta], axis=1)
+
+    def support(self, name: str) -> tuple[int, int]:
+        """Trials and clusters that an estimate rests on."""
+        if "same_direction" in name:
+            weights = self.chance_direction.restarts
+        elif name in ("esr_above_chance", "first_score"):
+            weights = self.sums["first_score"][1]
+        else:
+            weights = self.sums["cond_improvement"][1]
+        return round(float(weights.sum())), int((weights > 0).sum())
