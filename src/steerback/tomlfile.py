@@ -107,7 +107,9 @@ def parse_document(name: str, text: str) -> Document:
         problem, _, where = str(error).partition(" (at ")
         digits = where.removeprefix("line ").partition(",")[0]
         spot = digits if digits.isdigit() else str(text.count("\n") + 1)
-        raise UserError(f"{name}:{spot}: not valid TOML: {problem.lower()}") from None
+        raise UserError(
+            f"{name}:{spot}: not valid TOML: {problem[:1].lower()}{problem[1:]}"
+        ) from None
 
 
 def explain(
