@@ -61,12 +61,13 @@ def read(folder: str | Path, judge: str | None = None) -> pd.DataFrame:
         name = _choose_judge(store, judge)
         verdicts = store.verdicts(name) if name else {}
         rows = [_row(t, g, verdicts.get(g.trial_key)) for t, g in store.trials()]
-    return pd.DataFrame(
+    frame: pd.DataFrame = pd.DataFrame(
         {
             column: pd.Series([r.get(column) for r in rows], dtype=_dtype(kind))
             for column, kind in COLUMNS.items()
         }
     )
+    return frame
 
 
 def _dtype(kind: str) -> Any:
