@@ -171,6 +171,23 @@ def test_few_restarts_have_width():
     assert s.esr_above_chance.low < 0 < s.esr_above_chance.high
 
 
+def test_restarts_alone_in_their_direction_have_no_chance_level_there():
+    """Two of three restarts improve, but only one of the two that have company."""
+    trials = [trial(50.0, cluster=c, key=c + i) for c in "abc" for i in "12"]
+    trials += [
+        trial(40.0, 90.0, cluster="a", key="r1"),
+        trial(60.0, 10.0, cluster="b", key="r2"),
+        trial(40.0, 90.0, cluster="d", key="r3"),
+    ]
+    s = summarise(trials, n_resamples=300)
+    m = s.improvement_above_same_direction
+    assert s.chance_same_direction.n == 2
+    assert s.chance_same_direction.value == 0.5
+    assert m.value == 0
+    assert -1 <= m.low < -0.3
+    assert 0.3 < m.high <= 1
+
+
 def test_fresh_draws_are_no_better_than_chance_within_the_direction():
     """Restarts that are fresh draws of their direction: the pooled chance level is fooled."""
     above, pooled = [], []
@@ -188,3 +205,12 @@ def test_the_seed_decides():
     assert summarise(trials, seed=1) == summarise(trials, seed=1)
     assert summarise(trials, seed=1).first_score != summarise(trials, seed=2).first_score
     assert isinstance(trials[0], Outcome)
+
+
+def test_unequal_directions_keep_a_known_chance_level_in_bounds():
+    """Every restart improves and most are alone: the bound of a difference of shares still holds."""
+    trials = [trial(30.0, 90.0, cluster=f"k{i}", key=f"r{i}") for i in range(9)]
+    trials += [trial(20.0, cluster="k0", key="x")]
+    m = summarise(trials, n_resamples=50).improvement_above_same_direction
+    assert m.value == 1
+    assert -1 <= m.low <= m.value <= m.high <= 1

@@ -123,7 +123,7 @@ def _signed_rank(values: Floats, alternative: Alternative) -> tuple[float, float
         return 0.0, 1.0
     # Stated rather than left to scipy, whose automatic choice differs between its versions.
     exact = len(values) <= 50 and len(np.unique(np.abs(values))) == len(values)
-    method = "exact" if exact else "approx"
+    method: Literal["exact", "approx"] = "exact" if exact else "approx"
     result = stats.wilcoxon(values, alternative=alternative, method=method)
     return float(result.statistic), float(result.pvalue)
 

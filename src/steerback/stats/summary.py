@@ -102,11 +102,13 @@ def summarise(
     # The bootstrap draws by position: a fixed order of trials makes the result depend on the set only.
     outcomes = sorted(outcomes, key=lambda o: (o.cluster, o.trial_key))
     scored = [o for o in outcomes if not o.missing]
-    estimates = _rates(outcomes, level) | _bootstrapped(scored, n_resamples, level, seed)
-    _repair_few_events(estimates)
     missing = len(outcomes) - len(scored)
+    rates = _rates(outcomes, level)
+    means = _bootstrapped(scored, n_resamples, level, seed)
+    _repair_few_events(rates, means)
     for name in ("first_score", "score_delta"):
-        estimates[name] = replace(estimates[name], missing=missing)
+        means[name] = replace(means[name], missing=missing)
+    estimates: dict[str, Any] = {**rates, **means}
     return Summary(
         protocol=protocol,
         arm=arm,
@@ -118,22 +120,26 @@ def summarise(
     )
 
 
-def _repair_few_events(estimates: dict[str, Any]) -> None:
+def _repair_few_events(rates: dict[str, Rate], means: dict[str, Mean]) -> None:
     """Where the bootstrap sees too few events, put the intervals of the parts together."""
-    multi, improved = estimates["multi_attempt"], estimates["cond_improvement"]
+    multi, improved, esr = rates["multi_attempt"], rates["cond_improvement"], "esr_above_chance"
     if not multi.k:
         # Improvement is unknown, but its product cannot exceed the bound of the restarts.
-        bound = {"low": -multi.high, "high": multi.high, "method": "bound of multi_attempt"}
-        estimates["esr_above_chance"] = replace(estimates["esr_above_chance"], **bound)
+        low, high = -multi.high, multi.high
+        means[esr] = replace(means[esr], low=low, high=high, method="bound of multi_attempt")
     elif few_events(improved):
-        chance, above = estimates["chance_improvement"], estimates["improvement_above_chance"]
-        wide = mover.difference(_triple(improved), _triple(chance))
-        scaled = mover.product(_triple(multi), (above.value, *wide))
-        for name, (low, high) in {
-            "improvement_above_chance": wide,
-            "esr_above_chance": scaled,
-        }.items():
-            estimates[name] = replace(estimates[name], low=low, high=high, method=SQUARE_AND_ADD)
+        for above, chance in (
+            ("improvement_above_chance", "chance_improvement"),
+            ("improvement_above_same_direction", "chance_same_direction"),
+        ):
+            # Restarts alone in their direction have no chance level there: centre on the rest.
+            centred = means[above].value + means[chance].value
+            shift = centred - improved.rate
+            part = centred, max(0.0, improved.low + shift), min(1.0, improved.high + shift)
+            low, high = mover.difference(part, _triple(means[chance]))
+            means[above] = replace(means[above], low=low, high=high, method=SQUARE_AND_ADD)
+        low, high = mover.product(_triple(multi), _triple(means["improvement_above_chance"]))
+        means[esr] = replace(means[esr], low=low, high=high, method=SQUARE_AND_ADD)
 
 
 def _triple(estimate: Rate | Mean) -> mover.Estimate:
@@ -141,7 +147,7 @@ def _triple(estimate: Rate | Mean) -> mover.Estimate:
     return value, estimate.low, estimate.high
 
 
-def _rates(outcomes: Sequence[Outcome], level: float) -> dict[str, Any]:
+def _rates(outcomes: Sequence[Outcome], level: float) -> dict[str, Rate]:
     codes, n_clusters = cluster_codes([o.cluster for o in outcomes])
     rates = {}
     for name, measure in MEASURES.items():
@@ -154,7 +160,7 @@ def _rates(outcomes: Sequence[Outcome], level: float) -> dict[str, Any]:
 
 def _bootstrapped(
     scored: Sequence[Outcome], n_resamples: int, level: float, seed: Seed
-) -> dict[str, Any]:
+) -> dict[str, Mean]:
     """One set of resamples for all, so that differences are paired within each."""
     if not scored:
         return dict.fromkeys(_BOUNDS, Mean(math.nan, math.nan, math.nan, 0, 0, method=BOOTSTRAP))
