@@ -1,0 +1,223 @@
+"""The command line: parses, calls, prints. One verb per function."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from steerback.errors import UserError
+
+app = typer.Typer(
+    help="Measure whether a language model steers back when it is pushed off course from inside.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print numbers as JSON instead.")]
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("runs/demo"),
+    latents: Annotated[int, typer.Option(min=1, help="Latents to steer with.")] = 24,
+    prompts: Annotated[int, typer.Option(min=1, help="Questions per latent.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the runs.")] = 0,
+) -> None:
+    """The main job on the packaged organisms: steered and unsteered, with intervals, in minutes."""
+    from steerback.demo import run_demo
+
+    run_demo(folder, latents, prompts, seed, out)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="TOML file; `steerback init` writes one.")],
+) -> None:
+    """Run a configuration. Run it again to resume."""
+    from steerback import protocols
+    from steerback.config import load
+    from steerback.console import Terminal, headline
+    from steerback.run import run as run_config
+
+    resolved = load(config, protocols.settings())
+    with Terminal(out) as ui:
+        found = run_config(resolved, ui)
+    out.print(headline(s for a in found.values() for s in a.summaries))
+    out.print(f"stored in {resolved.place}")
+
+
+@app.command()
+def init(
+    model: Annotated[str, typer.Argument(help="A preset; `steerback models` lists them.")],
+    to: Annotated[
+        Path | None, typer.Option("--to", help="File to write; else standard output.")
+    ] = None,
+) -> None:
+    """Write a commented configuration for a model."""
+    from steerback import protocols
+    from steerback.config import dump_commented, from_preset
+
+    known = protocols.settings()
+    text = dump_commented(from_preset(model, known), known)
+    if to is None:
+        typer.echo(text)
+    elif to.exists():
+        raise UserError(f"{to} exists; choose another name or delete it first")
+    else:
+        to.write_text(text, encoding="utf-8")
+        out.print(f"wrote {to}; run it with: steerback run {to}")
+
+
+@app.command()
+def models(as_json: JsonFlag = False) -> None:
+    """The models that are known by name."""
+    from steerback.config import presets
+
+    if as_json:
+        typer.echo(json.dumps(presets(), indent=2))
+        return
+    for name, about in presets().items():
+        out.print(f"[bold]{name:28}[/bold] {about}")
+
+
+@app.command()
+def status(folder: RunFolder, as_json: JsonFlag = False) -> None:
+    """What of a run is done, failed and left, and how fast it goes."""
+    from steerback.status import describe, show
+
+    facts = describe(folder)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        show(facts, out)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")],
+    as_json: JsonFlag = False,
+    judge: Annotated[str, typer.Option(help="Judge whose verdicts count.")] = "",
+) -> None:
+    """The numbers of one or several runs."""
+    from steerback.console import headline
+    from steerback.report.numbers import summaries
+
+    found = summaries(folders, judge)
+    if as_json:
+        typer.echo(json.dumps([s.as_json() for s in found], indent=2, allow_nan=False))
+    else:
+        out.print(headline(found))
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    to: Annotated[str, typer.Option("--to", help="jsonl, csv or parquet.")] = "jsonl",
+    file: Annotated[Path | None, typer.Option("--file", help="File to write.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Judge whose scores are exported.")] = None,
+) -> None:
+    """Write a run's trials to a file for other programs."""
+    from steerback.table import export as write
+
+    out.print(f"wrote {write(folder, to, file, judge)}")
+
+
+@app.command()
+def steer(
+    model: Annotated[str, typer.Argument(help="A preset, a Hugging Face id or a folder.")],
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    latent: Annotated[list[int], typer.Option(help="Latent to add; may be given several times.")],
+    strength: Annotated[float, typer.Option(help="Steering strength.")],
+    unit: Annotated[str, typer.Option(help="raw or resid (median residual norms).")] = "raw",
+    sae: Annotated[str, typer.Option(help="SAE, where the model is no preset.")] = "",
+    layer: Annotated[int, typer.Option(help="Layer to steer; -1: the preset's.")] = -1,
+    readout_layer: Annotated[int, typer.Option(help="Layer that is read; -1: the SAE's.")] = -1,
+    positions: Annotated[str, typer.Option(help="generated, all or from:N.")] = "generated",
+    watch: Annotated[list[int], typer.Option(help="Latents to watch besides.")] = [],  # noqa: B006
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
+    compare: Annotated[bool, typer.Option(help="Show the unsteered answer beside it.")] = False,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Ask one question of a steered model and watch it answer."""
+    from steerback.types import Sampling
+    from steerback.workbench import Request, show
+
+    request = Request(
+        model=model,
+        question=question,
+        latents=tuple(latent),
+        strength=strength,
+        unit=unit,
+        sae=sae,
+        layer=None if layer < 0 else layer,
+        readout_layer=None if readout_layer < 0 else readout_layer,
+        positions=positions,
+        watch=tuple(watch),
+        seed=seed,
+        sampling=Sampling(temperature=temperature, max_new_tokens=max_new_tokens),
+        compare=compare,
+        dtype=dtype,
+        device=device,
+    )
+    show(request, out)
+
+
+@app.command()
+def doctor() -> None:
+    """What is installed and found on this machine, and what to do about what is not."""
+    from steerback.doctor import checks
+
+    for check in checks():
+        mark = "[green]ok [/green]" if check.ok else "[yellow]-- [/yellow]"
+        out.print(f"{mark} {check.what}: {check.found}")
+        if check.remedy:
+            out.print(f"     {check.remedy}", style="dim")
+
+
+def _quiet() -> None:
+    """Libraries report to the log, not over our progress bars."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line. A user's mistake is one line on standard error and exit code 2."""
+    _quiet()
+    try:
+        app(args=arguments, standalone_mode=False)
+    except UserError as error:
+        err.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        err.print(
+            "interrupted; what is finished is stored, and the same command goes on from there"
+        )
+        sys.exit(130)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)
+        if usage is None:
+            raise
+        err.print(f"error: {usage()}", style="bold red", markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

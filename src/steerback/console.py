@@ -1,0 +1,166 @@
+"""What a person at a terminal sees: progress, tables, transcripts. Prints, and computes nothing."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.console import Console, Group
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from steerback.engine.base import Progress as EngineProgress
+from steerback.judge.segment import restarts
+from steerback.records import Record
+from steerback.stats import Mean, Summary
+from steerback.types import Rate
+from steerback.ui import Ui
+
+ATTEMPT_STYLES = ("on dark_red", "on dark_green", "on dark_blue", "on dark_magenta")
+
+
+class Terminal(Ui):
+    """Progress as a bar with rate and time left; stages as lines. For a pipe: stages only."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def stage(self, title: str) -> None:
+        self._stop()
+        self.console.print(f"[bold]{title}[/bold]")
+
+    def say(self, line: str) -> None:
+        self._stop()
+        self.console.print(f"  {line}", style="yellow", highlight=False, markup=False)
+
+    def progress(self, what: str, progress: EngineProgress) -> None:
+        if not self.console.is_terminal:
+            return
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("  {task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}  {task.fields[rate]}"),
+                console=self.console,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(what, rate="")
+        assert self._task is not None
+        left = progress.seconds_left
+        rate = f"{progress.rate:,.0f} tokens/s, {clock(left)} left"
+        self._bar.update(
+            self._task,
+            description=what,
+            completed=progress.done,
+            total=progress.total,
+            rate=rate,
+        )
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = self._task = None
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+
+def clock(seconds: float) -> str:
+    """1:05 or 2:03:04; a question mark for an unknown time."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def percent(rate: Rate | Mean, digits: int = 1) -> str:
+    """`12.3 [10.1, 14.9]` per cent; a dash where it is not defined."""
+    value = rate.rate if isinstance(rate, Rate) else rate.value
+    return _interval(100 * value, 100 * rate.low, 100 * rate.high, digits)
+
+
+def score(mean: Mean) -> str:
+    return _interval(mean.value, mean.low, mean.high, 1)
+
+
+def _interval(value: float, low: float, high: float, digits: int) -> str:
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+ROWS: tuple[tuple[str, Callable[[Summary], str]], ...] = (
+    ("trials, clusters, missing", lambda s: f"{s.n}, {s.clusters}, {s.missing}"),
+    ("first-attempt score", lambda s: score(s.first_score)),
+    ("multi-attempt %", lambda s: percent(s.multi_attempt)),
+    ("improved, of restarted %", lambda s: percent(s.cond_improvement)),
+    ("improved by chance %", lambda s: percent(s.chance_improvement)),
+    ("ESR %", lambda s: percent(s.esr)),
+    ("ESR above chance %", lambda s: percent(s.esr_above_chance)),
+    ("implicit recovery %", lambda s: percent(s.implicit_recovery)),
+    ("degraded %", lambda s: percent(s.degraded)),
+)
+
+
+def headline(summaries: Iterable[Summary]) -> Group:
+    """One table per model: a column per arm, 95% intervals in brackets."""
+    by_model: dict[str, list[Summary]] = {}
+    for s in summaries:
+        by_model.setdefault(s.model, []).append(s)
+    note = "95% intervals in brackets; clusters: directions, or questions where nothing is steered"
+    return Group(*(_model_table(name, arms) for name, arms in by_model.items()), note)
+
+
+def _model_table(model: str, arms: Sequence[Summary]) -> Table:
+    table = Table(title=model, title_justify="left")
+    table.add_column("")
+    for s in arms:
+        table.add_column(f"{s.protocol}, {s.arm}", justify="right")
+    for name, cell in ROWS:
+        table.add_row(name, *(cell(s) for s in arms))
+    return table
+
+
+def transcript(record: Record, label: str = "") -> Text:
+    """A response with its attempts on coloured ground and its restart phrases underlined."""
+    add = record.trial.steered_by
+    steering = "unsteered"
+    if add is not None:
+        what = f"{add.source}:{add.index}" + (f" ({label})" if label else "")
+        steering = f"steered by {what} at {add.value:.3g} {add.unit}"
+    out = Text()
+    out.append(f"{record.trial.question}\n", style="bold")
+    out.append(f"{steering}, seed {record.trial.seed}\n", style="dim")
+    body = Text(record.generation.text)
+    for i, attempt in enumerate(record.verdict.attempts):
+        style = ATTEMPT_STYLES[min(i, len(ATTEMPT_STYLES) - 1)]
+        body.stylize(style, attempt.start, attempt.end)
+    for restart in restarts(record.generation.text):
+        body.stylize("bold underline", restart.start, restart.end)
+    out.append_text(body)
+    scores = ["–" if a.score is None else f"{a.score:.0f}" for a in record.verdict.attempts]
+    out.append(f"\nscores: {' then '.join(scores)}\n", style="dim")
+    return out
+
+
+def plain(text: str) -> str:
+    """One line of text, control characters left out."""
+    return re.sub(r"[\x00-\x1f\x7f]+", " ", text).strip()
+
+
+def examples(records: Iterable[Record], count: int) -> Sequence[Record]:
+    """Restarted and improved trials first, spread over directions."""
+    by_cluster: dict[str, Record] = {}
+    for record in records:
+        if record.outcome.esr:
+            by_cluster.setdefault(record.outcome.cluster, record)
+    return list(by_cluster.values())[:count]

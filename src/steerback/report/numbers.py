@@ -1,0 +1,37 @@
+"""The numbers of runs, read back from their folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from steerback import protocols
+from steerback.errors import UserError
+from steerback.run import analyse
+from steerback.stats import Summary
+from steerback.store import Store
+
+FILE = "run.sqlite"
+
+
+def run_folders(folders: Iterable[Path]) -> list[Path]:
+    """The runs in or below these folders, in order. Raises UserError where there is none."""
+    found: list[Path] = []
+    for folder in folders:
+        here = sorted(p.parent for p in folder.rglob(FILE)) if folder.is_dir() else []
+        if not here:
+            raise UserError(f"{folder}: no run here (no {FILE} in or below it)")
+        found += here
+    return list(dict.fromkeys(found))
+
+
+def summaries(folders: Iterable[Path], judge: str = "") -> list[Summary]:
+    """One summary per run, protocol, arm and model."""
+    found: list[Summary] = []
+    for folder in run_folders(folders):
+        with Store.open(folder, mode="ro") as store:
+            known = protocols.registry()
+            names = {c.protocol for c in store.counts()} & set(known)
+            for analysis in analyse(store, sorted(names), judge).values():
+                found += analysis.summaries
+    return found
