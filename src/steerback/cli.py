@@ -20,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+organism_app = typer.Typer(help="Model organisms: make them, check them.", no_args_is_help=True)
+app.add_typer(organism_app, name="organism")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -125,12 +127,11 @@ def export(
     folder: RunFolder,
     to: Annotated[str, typer.Option("--to", help="jsonl, csv or parquet.")] = "jsonl",
     file: Annotated[Path | None, typer.Option("--file", help="File to write.")] = None,
-    judge: Annotated[str | None, typer.Option(help="Judge whose scores are exported.")] = None,
 ) -> None:
     """Write a run's trials to a file for other programs."""
     from steerback.table import export as write
 
-    out.print(f"wrote {write(folder, to, file, judge)}")
+    out.print(f"wrote {write(folder, to, file)}")
 
 
 @app.command()
@@ -174,6 +175,48 @@ def steer(
         device=device,
     )
     show(request, out)
+
+
+@app.command()
+def power(
+    before: Annotated[float, typer.Argument(help="Rate without the change, 0-1.")],
+    after: Annotated[float, typer.Argument(help="Rate with it, 0-1.")],
+    icc: Annotated[float, typer.Option(help="Intraclass correlation of a latent's trials.")] = 0.1,
+    pair_correlation: Annotated[
+        float, typer.Option(help="Correlation of the two trials of a pair, given the latent.")
+    ] = 0.3,
+    target: Annotated[float, typer.Option(help="Power wanted.")] = 0.8,
+    as_json: JsonFlag = False,
+) -> None:
+    """How many latents and prompts a paired comparison needs to see a change of a rate."""
+    from dataclasses import asdict
+
+    from steerback.console import power_table
+    from steerback.stats import power as simulate
+
+    found = simulate(before, after, icc=icc, pair_correlation=pair_correlation, target=target)
+    out.print_json(data=asdict(found)) if as_json else out.print(power_table(found))
+
+
+@organism_app.command("list")
+def organism_list() -> None:
+    """The packaged model organisms."""
+    from steerback import organism
+
+    for name in organism.names():
+        out.print(f"{name:20} {organism.path(name)}")
+
+
+@organism_app.command("train")
+def organism_train(
+    name: Annotated[str, typer.Argument(help="Name of the recipe.")],
+    to: Annotated[Path, typer.Option("--out", help="Folder to write it to.")] = Path("organisms"),
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's own.")] = None,
+) -> None:
+    """Make an organism from its recipe, the same every time. Run it again to resume."""
+    from steerback import organism
+
+    out.print(f"made {organism.train(name, to, seed=seed, report=out.print)}")
 
 
 @app.command()

@@ -14,7 +14,7 @@ from rich.text import Text
 from steerback.engine.base import Progress as EngineProgress
 from steerback.judge.segment import restarts
 from steerback.records import Record
-from steerback.stats import Mean, Summary
+from steerback.stats import Mean, Power, Summary
 from steerback.types import Rate
 from steerback.ui import Ui
 
@@ -164,3 +164,23 @@ def examples(records: Iterable[Record], count: int) -> Sequence[Record]:
         if record.outcome.esr:
             by_cluster.setdefault(record.outcome.cluster, record)
     return list(by_cluster.values())[:count]
+
+
+def power_table(found: Power) -> Group:
+    """Power by number of latents (rows) and prompts per latent (columns)."""
+    prompts = sorted({d.prompts for d in found.grid})
+    table = Table(title="power", title_justify="left")
+    table.add_column("latents \\ prompts each")
+    for n in prompts:
+        table.add_column(str(n), justify="right")
+    for latents in sorted({d.latents for d in found.grid}):
+        cells = {d.prompts: f"{d.power:.2f}" for d in found.grid if d.latents == latents}
+        table.add_row(str(latents), *(cells.get(n, "") for n in prompts))
+    best = found.smallest
+    line = f"no design of the grid reaches a power of {found.target:g}"
+    if best is not None:
+        line = (
+            f"smallest with power {found.target:g}: {best.latents} latents x {best.prompts} prompts "
+            f"= {best.trials} trials per arm (power {best.power:.2f})"
+        )
+    return Group(table, line)

@@ -87,7 +87,7 @@ def relevant(activations: Floats, rule: Relevance) -> NDArray[np.bool_]:
     top-100: among the prompt's 100 most active latents that fire at all (the paper's text); zero:
     active at all (the published code).
     """
-    active = activations > 0
+    active: NDArray[np.bool_] = np.greater(activations, 0)
     if rule == "none":
         return np.zeros_like(active)
     if rule == "zero" or activations.shape[1] <= TOP:
@@ -125,8 +125,8 @@ def select(
     n = prompt_activations.shape[1]
     funnel = Funnel()
     funnel.note("latents of the SAE", n)
-    alive = (prompt_activations > 0).any(0) | (answer_activations > 0).any(0)
-    pool = [k for k in range(n) if alive[k]]
+    peak = np.vstack([prompt_activations, answer_activations]).max(axis=0)
+    pool = np.flatnonzero(peak > 0).tolist()
     funnel.note("fire on some prompt or unsteered answer", len(pool))
     if labels and rules.concreteness_min > 0:
         rated = {k: label.concreteness for k, label in labels.items()}

@@ -54,7 +54,7 @@ def _rate(sessions: list[Session]) -> float | None:
     """Trials per second of the latest session that made any."""
     for session in reversed(sessions):
         if session.trials and session.last_added:
-            return session.trials / max(session.last_added - session.started, 1e-9)
+            return float(session.trials / max(session.last_added - session.started, 1e-9))
     return None
 
 

@@ -193,7 +193,7 @@ class FusedDecoder:
         w = self.layers[i]
         qkv = F.linear(self._norm(x, w.norm_in), w.qkv, w.qkv_bias)
         heads = qkv.view(*qkv.shape[:-1], -1, self.head_dim)
-        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=-2)
+        q, k, v = torch.split(heads, [self.heads, self.kv_heads, self.kv_heads], dim=-2)
         if w.norm_q is not None and w.norm_k is not None:
             q, k = self._norm(q, w.norm_q), self._norm(k, w.norm_k)
         attended = attend(i, self._rotate(q, cos, sin), self._rotate(k, cos, sin), v)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +121,7 @@ class HookedModel:
     kind = "transformers"
 
     def __init__(self, model: nn.Module) -> None:
-        self.model: Any = model
+        self.model = cast("Any", model)
         config: Any = self.model.config
         self.config = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.layers = decoder_layers(model)
