@@ -1,0 +1,141 @@
+"""How exactly restarts are found in labelled responses, and how fast.
+
+    python benchmarks/segment.py tests/data/restarts/labelled.jsonl [more.jsonl] [--json] [--misses]
+
+A labelled line has `text` and `starts` (the first is 0); lines marked `ambiguous` are counted apart.
+A predicted boundary is right within NEAR characters of a labelled one, exact at the same character.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steerback.judge.patterns import Patterns, load_patterns
+from steerback.judge.segment import segment
+
+NEAR = 60
+
+
+@dataclass
+class Score:
+    responses: int = 0
+    negatives: int = 0
+    gold: int = 0
+    found: int = 0
+    exact: int = 0
+    predicted: int = 0
+    false_in_negatives: int = 0
+    """Negatives with a boundary at all."""
+    misses: list[str] = field(default_factory=list)
+
+    def add(self, case: dict[str, Any], predicted: list[int]) -> None:
+        gold, guesses = case["starts"][1:], predicted[1:]
+        found = pair(gold, guesses)
+        self.responses += 1
+        self.gold += len(gold)
+        self.predicted += len(guesses)
+        self.found += len(found)
+        self.exact += sum(g == p for g, p in found)
+        self.negatives += not gold
+        self.false_in_negatives += not gold and bool(guesses)
+        if gold != guesses:
+            self.misses.append(f"{case['id']} ({case.get('kind', '')}): {gold} != {guesses}")
+
+    def table(self) -> dict[str, float | int]:
+        return {
+            "responses": self.responses,
+            "boundaries": self.gold,
+            "precision": share(self.found, self.predicted),
+            "recall": share(self.found, self.gold),
+            "exact": share(self.exact, self.found),
+            "negatives": self.negatives,
+            "false_per_1000": 1000 * share(self.false_in_negatives, self.negatives, empty=0.0),
+        }
+
+
+def share(part: int, whole: int, empty: float = 1.0) -> float:
+    return part / whole if whole else empty
+
+
+def pair(gold: list[int], guesses: list[int]) -> list[tuple[int, int]]:
+    """Each labelled boundary with its nearest guess, each guess used once."""
+    free, pairs = list(guesses), []
+    for g in gold:
+        best = min(free, key=lambda p: abs(p - g), default=None)
+        if best is not None and abs(best - g) <= NEAR:
+            free.remove(best)
+            pairs.append((g, best))
+    return pairs
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+def milliseconds(texts: Iterable[str], patterns: Patterns | None) -> dict[str, float]:
+    """Processor time per response, padded to 2,500 characters by repeating it."""
+    times = []
+    for text in texts:
+        long = (text + "\n\n") * (1 + 2500 // (len(text) + 2))
+        best = float("inf")
+        for _ in range(5):
+            began = time.process_time()
+            segment(long[:2500], patterns)
+            best = min(best, time.process_time() - began)
+        times.append(1000 * best)
+    return {"median": float(np.median(times)), "p99": float(np.quantile(times, 0.99))}
+
+
+def measure(path: Path, patterns: Patterns | None) -> dict[str, Any]:
+    cases = read(path)
+    sure, doubtful = Score(), Score()
+    for case in cases:
+        (doubtful if case.get("ambiguous") else sure).add(case, segment(case["text"], patterns))
+    return {
+        "file": str(path),
+        **sure.table(),
+        "ambiguous": doubtful.responses,
+        "ambiguous_as_labelled": doubtful.responses - len(doubtful.misses),
+        "ms_per_2500_chars": milliseconds((c["text"] for c in cases), patterns),
+        "misses": sure.misses,
+    }
+
+
+def show(row: dict[str, Any], misses: bool) -> None:
+    ms = row["ms_per_2500_chars"]
+    print(
+        f"{row['file']}: n {row['responses']}, boundaries {row['boundaries']}: "
+        f"precision {row['precision']:.4f}, recall {row['recall']:.4f}, exact {row['exact']:.4f}, "
+        f"false per 1,000 negatives {row['false_per_1000']:.1f} (n {row['negatives']}), "
+        f"{ms['median']:.2f} ms median, {ms['p99']:.2f} ms p99"
+    )
+    for miss in row["misses"] if misses else ():
+        print("  " + miss)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--patterns", type=Path, help="a pattern file instead of the packaged one")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--misses", action="store_true", help="list every response split wrongly")
+    args = parser.parse_args()
+    patterns = load_patterns(args.patterns) if args.patterns else None
+    rows = [measure(path, patterns) for path in args.files]
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        for row in rows:
+            show(row, args.misses)
+
+
+if __name__ == "__main__":
+    main()
