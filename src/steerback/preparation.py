@@ -30,6 +30,7 @@ def prepare(lab: Lab) -> Inputs:
         questions=lab.questions,
         directions=tuple(directions),
         sampling=lab.config.sampling.record(),
+        prompts=lab.config.prompts,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from steerback.stats import Outcome, Summary, outcome, summarise
 from steerback.store import Store
@@ -25,6 +25,12 @@ def pair_name(trial: Trial) -> str:
     add = trial.steered_by
     steering = [] if add is None else [add.source, add.index, add.value, add.unit, add.layer]
     return stable_hash([steering, trial.question, trial.seed])
+
+
+def stored_finding(store: Store, protocol: str) -> tuple[dict[str, Any] | None, Any]:
+    """(settings, finding) of a protocol that looked before it planned; (None, None) if it has not."""
+    stored = store.get_artifact(f"found/{protocol}")
+    return (None, None) if stored is None else (stored["settings"], stored["found"])
 
 
 class Records:
@@ -63,6 +69,10 @@ class Records:
             strength=None if add is None else add.value,
             pair=pair_name(trial),
         )
+
+    def found(self, protocol: str) -> Any:
+        """What a protocol found before its plan; None if it has not."""
+        return stored_finding(self.store, protocol)[1]
 
     def arms(self, protocol: str) -> list[tuple[str, str]]:
         """(arm, model) pairs that are stored."""

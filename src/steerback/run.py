@@ -5,30 +5,63 @@ Running the same configuration again is how a run is resumed: everything that is
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from steerback import protocols
 from steerback.config import FREE_KEYS, RunConfig
-from steerback.lab import Lab
+from steerback.engine.base import Watch
+from steerback.errors import UserError
+from steerback.instruments import Instruments
+from steerback.lab import SOURCE, Lab
 from steerback.preparation import prepare
-from steerback.protocols.base import Analysis
-from steerback.records import Records
+from steerback.protocols.base import Analysis, Inputs, Protocol, Staged, Watching
+from steerback.records import Records, stored_finding
 from steerback.store import Store
+from steerback.tomlfile import Table
 from steerback.ui import Ui
 
 
 def run(config: RunConfig, ui: Ui | None = None) -> dict[str, Analysis]:
     """Run every protocol of `config` in its folder; what each found, by name."""
     ui = ui or Ui()
-    chosen = [protocols.get(name) for name in config.protocols]
+    names = protocols.with_needs(config.protocols)
     with Store.open(config.place, config.model_dump(mode="json"), free=FREE_KEYS) as store:
         lab = Lab.open(config, store, ui)
         inputs = prepare(lab)
-        for protocol in chosen:
+        for protocol in map(protocols.get, names):
             settings = protocol.settings.model_validate(config.settings.get(protocol.name, {}))
+            if isinstance(protocol, Staged):
+                finding = look(lab, protocol, inputs, settings)
+                inputs = replace(inputs, found={**inputs.found, protocol.name: finding})
             trials = protocol.plan(inputs, settings)
             store.put_artifact(f"planned/{protocol.name}", len(trials))
             ui.stage(f"{protocol.name}: {len(trials)} trials")
-            lab.execute(trials, protocol.name, implicit=True)
-        return analyse(store, config.protocols)
+            watch = watched(lab, protocol, inputs, settings)
+            lab.execute(trials, protocol.name, watch=watch, implicit=True)
+        return analyse(store, names)
+
+
+def look(lab: Lab, protocol: Staged, inputs: Inputs, settings: Table) -> Any:
+    """What the protocol must know before it plans: looked up, or found once and stored."""
+    name, wanted = protocol.name, settings.model_dump(mode="json")
+    made_with, found = stored_finding(lab.store, name)
+    if made_with is not None and made_with != wanted:
+        raise UserError(
+            f"{lab.store.folder}: {name} was run with other settings; choose another folder, or "
+            f"write [settings.{name}] as it was"
+        )
+    if made_with is None:
+        lab.ui.stage(f"{name}: looking")
+        found = protocol.before(Instruments(lab), inputs, settings)
+        lab.store.put_artifact(f"found/{name}", {"settings": wanted, "found": found})
+    return found
+
+
+def watched(lab: Lab, protocol: Protocol, inputs: Inputs, settings: Table) -> Watch | None:
+    """The latents that the protocol wants read while its trials are generated."""
+    latents = protocol.watch(inputs, settings) if isinstance(protocol, Watching) else ()
+    return Watch(SOURCE, lab.config.readout_layer, latents) if latents else None
 
 
 def analyse(store: Store, names: list[str], judge: str = "") -> dict[str, Analysis]:

@@ -17,7 +17,8 @@ Site = Callable[[Tensor], Tensor]
 """Edits or observes the residual stream [rows, d_model] that leaves one decoder layer."""
 Sites = Mapping[int, Site]
 
-Pool = Literal["none", "max", "mean"]
+Pool = Literal["none", "max", "mean", "active"]
+"""Over response tokens; active: the share of them where the latent is not zero."""
 
 
 class Backend(Protocol):
@@ -40,18 +41,21 @@ class Backend(Protocol):
         """Reserve a cache of `slots` sequences of up to `capacity` tokens."""
         ...
 
-    def prefill(self, ids: Tensor, lengths: Tensor, slots: Tensor, sites: Sites) -> Tensor:
+    def prefill(
+        self, ids: Tensor, lengths: NDArray[np.int64], slots: NDArray[np.int64], sites: Sites
+    ) -> Tensor:
         """Read prompts into slots. ids: [rows, longest], right-padded; lengths, slots: [rows].
         Returns the logits [rows, vocab] after each row's last token. Sites see [rows * longest, d]."""
         ...
 
-    def step(self, tokens: Tensor, positions: Tensor, width: int, sites: Sites) -> Tensor:
-        """One token for each of the first len(tokens) slots. positions: [rows], all below `width`.
-        Returns logits [rows, vocab]. Sites see [rows, d]."""
+    def step(self, tokens: Tensor, lengths: NDArray[np.int64], sites: Sites) -> Tensor:
+        """One token for each of the first len(tokens) slots. lengths: [rows], tokens in each slot's
+        cache once the step has run, 0 where nobody sits. Returns logits [rows, vocab], those of
+        empty slots without meaning. Sites see [rows, d]."""
         ...
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` cached tokens of one slot to another."""
+    def move(self, source: int, target: int) -> None:
+        """Move what a slot has cached to an empty one."""
         ...
 
     def forward(self, ids: Tensor, lengths: Tensor, sites: Sites) -> None:

@@ -100,5 +100,7 @@ def _pooled(reader: LatentReader, h: Tensor, pool: Pool) -> NDArray[np.float32]:
     total = torch.full((n,), -torch.inf if pool == "max" else 0.0, device=h.device)
     for piece in pieces:
         acts = reader(piece).float()
+        if pool == "active":
+            acts = (acts != 0).float()
         total = torch.maximum(total, acts.amax(0)) if pool == "max" else total + acts.sum(0)
     return (total if pool == "max" else total / len(h)).cpu().numpy()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 
 from steerback.errors import UserError, nearest
-from steerback.protocols.base import Protocol
+from steerback.protocols.base import Protocol, Staged
 from steerback.tomlfile import Table
 
 
@@ -23,6 +24,22 @@ def get(name: str) -> Protocol:
     if name not in registry():
         raise UserError(f"unknown protocol {name!r}; {nearest(name, registry())}")
     return registry()[name]
+
+
+def with_needs(names: Iterable[str]) -> list[str]:
+    """These protocols and those they rest on, each once and after what it needs."""
+    order: list[str] = []
+
+    def visit(name: str) -> None:
+        if name not in order:
+            protocol = get(name)
+            for need in protocol.needs if isinstance(protocol, Staged) else ():
+                visit(need)
+            order.append(name)
+
+    for name in names:
+        visit(name)
+    return order
 
 
 def settings() -> dict[str, type[Table]]:

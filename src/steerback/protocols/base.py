@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, runtime_checkable
 from typing import Protocol as Interface
 
 import numpy as np
 
+from steerback.protocols.bench import Bench
 from steerback.records import Records
-from steerback.stats import Comparison, Summary
+from steerback.stats import Comparison, Mean, Summary
 from steerback.tomlfile import Table
-from steerback.types import Intervention, Message, Sampling, Trial, Unit, derive_seed
+from steerback.types import Intervention, Message, Rate, Sampling, Trial, Unit, derive_seed
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Inputs:
     directions: tuple[Direction, ...]
     """Those whose calibration reached its target."""
     sampling: Sampling
+    prompts: str = ""
+    """Spec that the questions were loaded from."""
+    found: Mapping[str, Any] = field(default_factory=dict)
+    """What protocols found before they could plan (see `Staged`), by their names."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,22 @@ class Cell:
     seed: int
 
 
+Entry = str | int | float | Mean | Rate | None
+"""One cell of a sheet. None: not applicable or not known."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table that is neither a summary of an arm nor a comparison of two."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    """Each as long as `columns`."""
+    notes: tuple[str, ...] = ()
+    """What has to be known to read it."""
+
+
 @dataclass(frozen=True)
 class Analysis:
     """Tables of one protocol."""
@@ -68,6 +90,7 @@ class Analysis:
     summaries: tuple[Summary, ...] = ()
     comparisons: tuple[tuple[str, Comparison], ...] = ()
     """(what is compared with what, the comparison)"""
+    sheets: tuple[Sheet, ...] = ()
 
 
 class Protocol(Interface):
@@ -84,6 +107,29 @@ class Protocol(Interface):
 
     def analyse(self, records: Records) -> Analysis:
         """Tables from what is stored."""
+        ...
+
+
+@runtime_checkable
+class Staged(Interface):
+    """What a protocol has besides, if it must look before it can plan."""
+
+    name: str
+    needs: tuple[str, ...]
+    """Protocols whose trials or findings it rests on: they run first."""
+
+    def before(self, bench: Bench, inputs: Inputs, settings: Table) -> Any:
+        """What the plan rests on, as a JSON value. It is asked for once per run and stored; `plan` and
+        those after it see it as `inputs.found[name]`, `analyse` as `records.found(name)`."""
+        ...
+
+
+@runtime_checkable
+class Watching(Interface):
+    """What a protocol has besides, if latents are to be read while its trials are generated."""
+
+    def watch(self, inputs: Inputs, settings: Table) -> tuple[int, ...]:
+        """Latents of the run's SAE, read at its readout layer at every token; () watches none."""
         ...
 
 

@@ -1,0 +1,93 @@
+"""The bench that protocols work at: a lab, seen through the few things they may ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from steerback import chat
+from steerback.engine.base import Pair
+from steerback.lab import SOURCE, Lab
+from steerback.protocols.bench import Floats, Pooling, Text
+from steerback.records import Records
+from steerback.types import Generation, Trial
+
+CHUNK = 512
+"""Texts read at a time: besides the result, the readings of one chunk are held."""
+ROWS = 4096
+"""Decoder rows held while neighbours are looked for."""
+
+
+class Instruments:
+    """A `Bench` on one lab."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self.source = SOURCE
+        self.steer_layer = lab.config.model.steer_layer
+        self.readout_layer = lab.config.readout_layer
+        self.labels = {k: label.text for k, label in lab.labels.items()}
+
+    @property
+    def records(self) -> Records:
+        return Records(self._lab.store, self._lab.judge.name)
+
+    def execute(self, trials: Sequence[Trial], what: str) -> list[Generation]:
+        self._lab.execute(trials, what)
+        wanted = {t.key for t in trials}
+        found = {
+            t.key: g
+            for protocol in sorted({t.protocol for t in trials})
+            for t, g in self._lab.store.trials(protocol=protocol)
+            if t.key in wanted
+        }
+        return [found[t.key] for t in trials]
+
+    def read(
+        self,
+        texts: Sequence[Text],
+        *,
+        layer: int,
+        pool: Pooling = "max",
+        latents: Sequence[int] | None = None,
+    ) -> Floats:
+        width = self._lab.engine.sources[SOURCE].n if latents is None else len(latents)
+        out = np.empty((len(texts), width), np.float32)
+        for start in range(0, len(texts), CHUNK):
+            chunk = [_pair(t) for t in texts[start : start + CHUNK]]
+            readings = self._lab.engine.read(
+                chunk, source=SOURCE, layer=layer, latents=latents, pool=pool
+            )
+            for row, reading in enumerate(readings, start):
+                out[row] = reading.values
+        return out
+
+    def trace(self, text: Text, *, layer: int, latents: Sequence[int]) -> Floats:
+        (reading,) = self._lab.engine.read(
+            [_pair(text)], source=SOURCE, layer=layer, latents=latents, pool="none"
+        )
+        return reading.values
+
+    def nearest(self, latents: Sequence[int], count: int) -> list[list[int]]:
+        source = self._lab.engine.sources[SOURCE]
+        own = torch.nn.functional.normalize(source.directions(latents), dim=1)
+        cosine = torch.empty(len(latents), source.n)
+        for start in range(0, source.n, ROWS):
+            block = range(start, min(start + ROWS, source.n))
+            rows = torch.nn.functional.normalize(source.directions(block), dim=1)
+            cosine[:, block.start : block.stop] = own @ rows.T
+        cosine[torch.arange(len(latents)), torch.tensor(list(latents), dtype=torch.long)] = -2
+        best: list[list[int]] = cosine.topk(min(count, source.n - 1), dim=1).indices.tolist()
+        return best
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return self._lab.engine.encode(text)
+
+    def characters(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        return chat.spans(self._lab.engine.tokenizer, ids)[1]
+
+
+def _pair(text: Text) -> Pair:
+    return Pair(text.prompt_ids, text.response_ids, text.interventions)

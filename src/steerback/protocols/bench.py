@@ -1,0 +1,84 @@
+"""What a protocol may ask of a run before it plans: trials made real, and texts read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+from typing import Protocol as Interface
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steerback.records import Records
+from steerback.types import Generation, Intervention, Trial
+
+Floats = NDArray[np.float32]
+Pooling = Literal["max", "mean", "active"]
+"""Over the tokens of a response: the largest activation, the mean, the share that is not zero."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A response to be read after a prompt, with the interventions in force."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    interventions: tuple[Intervention, ...] = ()
+
+
+class Bench(Interface):
+    """The instruments of one run, as a protocol sees them."""
+
+    @property
+    def source(self) -> str:
+        """Name of the run's SAE in interventions."""
+        ...
+
+    @property
+    def steer_layer(self) -> int: ...
+
+    @property
+    def readout_layer(self) -> int: ...
+
+    @property
+    def labels(self) -> Mapping[int, str]:
+        """What latents are said to stand for; those nobody labelled are left out."""
+        ...
+
+    @property
+    def records(self) -> Records:
+        """Judged trials of the run so far."""
+        ...
+
+    def execute(self, trials: Sequence[Trial], what: str) -> list[Generation]:
+        """Generate and judge what is not stored yet; all generations, in order."""
+        ...
+
+    def read(
+        self,
+        texts: Sequence[Text],
+        *,
+        layer: int,
+        pool: Pooling = "max",
+        latents: Sequence[int] | None = None,
+    ) -> Floats:
+        """Teacher-forced activations [texts, latents] (None: all) on the stream that leaves `layer`,
+        pooled over response tokens."""
+        ...
+
+    def trace(self, text: Text, *, layer: int, latents: Sequence[int]) -> Floats:
+        """Teacher-forced activations [tokens, latents] of one text."""
+        ...
+
+    def nearest(self, latents: Sequence[int], count: int) -> list[list[int]]:
+        """For each latent the `count` others whose directions have the largest cosine with its own."""
+        ...
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Tokens of a piece of a response."""
+        ...
+
+    def characters(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """The characters [start, end) of the response that each token brought; disjoint, in order."""
+        ...
