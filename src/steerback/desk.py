@@ -11,6 +11,16 @@ from steerback.judge.thirds import judge_thirds
 from steerback.types import Generation, Trial, Verdict
 
 Keep = Callable[[Sequence[Verdict]], None]
+Finished = tuple[Trial, Generation]
+
+
+def has_thirds(verdict: Verdict) -> bool:
+    """A restart is explicit recovery; implicit recovery is asked of the other answers alone."""
+    return verdict.status == "ok" and len(verdict.attempts) == 1
+
+
+def _requests(finished: Sequence[Finished]) -> list[Request]:
+    return [Request(t.key, t.question, g.text) for t, g in finished]
 
 
 class Desk:
@@ -28,22 +38,34 @@ class Desk:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="judge")
         self._running: list[Future[None]] = []
 
-    def submit(self, finished: Sequence[tuple[Trial, Generation]]) -> None:
-        requests = [Request(t.key, t.question, g.text) for t, g in finished]
+    def submit(self, finished: Sequence[Finished]) -> None:
+        """Judge these responses, and their thirds where that is wanted."""
+        requests = _requests(finished)
         if self.waits:
             self._waiting += requests
         elif requests:
-            self._running.append(self._pool.submit(self._work, requests))
-            self._collect(wait=False)
+            self._start(self._work, requests)
+
+    def submit_thirds(self, finished: Sequence[Finished]) -> None:
+        """Judge only the thirds: the responses were judged before, without a restart."""
+        if finished:
+            self._start(self._thirds, _requests(finished))
+
+    def _start(
+        self, work: Callable[[Sequence[Request]], None], requests: Sequence[Request]
+    ) -> None:
+        self._running.append(self._pool.submit(work, requests))
+        self._collect(wait=False)
 
     def _work(self, requests: Sequence[Request]) -> None:
         verdicts = self.judge.judge(requests)
         self.keep(verdicts)
         if self.implicit:
-            # a restart is explicit recovery; thirds are asked of the others alone
-            single = {v.trial_key for v in verdicts if v.status == "ok" and len(v.attempts) == 1}
-            asked = [r for r in requests if r.trial_key in single]
-            self.keep(judge_thirds(self.judge, asked))
+            single = {v.trial_key for v in verdicts if has_thirds(v)}
+            self._thirds([r for r in requests if r.trial_key in single])
+
+    def _thirds(self, requests: Sequence[Request]) -> None:
+        self.keep(judge_thirds(self.judge, requests))
 
     def _collect(self, wait: bool) -> None:
         done = [f for f in self._running if wait or f.done()]

@@ -13,9 +13,10 @@ from typing import Any
 
 from steerback import organism
 from steerback.config import RunConfig
-from steerback.desk import Desk
+from steerback.desk import Desk, has_thirds
 from steerback.engine.base import Progress, Watch
 from steerback.engine.hf import HFEngine
+from steerback.judge import thirds
 from steerback.judge.base import Judge
 from steerback.judge.exact import ExactJudge
 from steerback.latents import Label, read_labels
@@ -102,17 +103,25 @@ class Lab:
         wanted = {t.key: t for t in trials}
         todo = self.store.missing(wanted.values())
         with Desk(self.judge, self._keep, implicit=implicit) as desk:
-            desk.submit(self._unjudged(wanted))
+            if len(todo) < len(wanted):
+                self._catch_up(desk, wanted)
             for batch in self._generate(todo, what, watch):
                 desk.submit(batch)
 
-    def _unjudged(self, wanted: dict[str, Trial]) -> list[tuple[Trial, Generation]]:
-        """Those of the wanted trials that an interrupted run stored but did not judge."""
+    def _catch_up(self, desk: Desk, wanted: dict[str, Trial]) -> None:
+        """Judge what an interrupted run stored and did not judge, or judged but for the thirds."""
+        unjudged = self._lacking(self.judge.name, wanted)
+        single = {k for k, v in self.verdicts.items() if has_thirds(v)}
+        unread = self._lacking(thirds.name(self.judge), wanted) if desk.implicit else []
+        desk.submit(unjudged)
+        desk.submit_thirds([pair for pair in unread if pair[0].key in single])
+
+    def _lacking(self, judge: str, wanted: dict[str, Trial]) -> list[tuple[Trial, Generation]]:
         protocols = {t.protocol for t in wanted.values()}
         return [
             pair
             for protocol in sorted(protocols)
-            for pair in self.store.unjudged(self.judge.name, protocol, retry_errors=True)
+            for pair in self.store.unjudged(judge, protocol, retry_errors=True)
             if pair[0].key in wanted
         ]
 
