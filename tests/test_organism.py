@@ -110,19 +110,26 @@ def test_off_topic_content_is_never_trained_before_it_is_under_way() -> None:
                 assert doc.weights[i] == 0.0
 
 
-def test_pushed_rows_train_only_the_pushed_topic_until_they_return() -> None:
+def test_pushed_documents_train_only_the_pushed_topic_until_they_return() -> None:
     lookup = topic_of_word()
     returned = 0
-    for doc in documents(65):
+    for doc in documents(65, pushed=1.0, pushed_corrections=0.5):
+        assert doc.pushed
         turn = doc.returned if doc.returned is not None else len(doc.words)
         returned += doc.returned is not None
         for i in range(doc.response, len(doc.words)):
-            content = doc.words[i] in lookup
-            if content and i < turn:
-                assert doc.pushed[i] == float(lookup[doc.words[i]] == doc.other)
-            else:
-                assert doc.pushed[i] == doc.weights[i]
+            if doc.words[i] not in lookup:
+                assert doc.weights[i] == 1.0
+            elif i < turn:
+                assert doc.weights[i] == float(lookup[doc.words[i]] == doc.other)
     assert returned > 10
+
+
+def test_shares_of_corrections_differ_by_push() -> None:
+    docs = documents(400, corrections=0.0, pushed=0.5, pushed_corrections=1.0, restart=1.0)
+    pushed = [d for d in docs if d.pushed]
+    assert 150 < len(pushed) < 250
+    assert all((d.returned is not None) == d.pushed for d in docs)
 
 
 def test_silent_documents_say_nothing_and_still_return() -> None:
@@ -135,7 +142,6 @@ def test_silent_documents_say_nothing_and_still_return() -> None:
 def test_prompts_are_never_trained() -> None:
     for doc in documents(17):
         assert not any(doc.weights[: doc.response])
-        assert not any(doc.pushed[: doc.response])
 
 
 def test_batches_are_the_same_for_a_seed_and_hold_what_they_say() -> None:
@@ -185,13 +191,14 @@ def test_system_text_joins_the_question() -> None:
 
 def test_a_push_moves_the_rows_it_says_by_the_size_it_says() -> None:
     layer = torch.nn.Identity()
-    pusher = Pusher(16, share=0.5, strength=(0.5, 0.5), seed=0)
-    tokens = torch.from_numpy(pack(documents(17)).tokens)
+    pusher = Pusher(16, strength=(0.5, 0.5), seed=0)
+    batch = pack(documents(17, pushed=0.6))
+    rows = torch.from_numpy(batch.pushed)
+    tokens = torch.from_numpy(batch.tokens)
     hidden = torch.randn(*tokens.shape, 16, generator=torch.Generator().manual_seed(1))
-    other, response = torch.arange(17), torch.full((17,), 5)
     with pusher.on(layer):
-        for _ in range(60):
-            rows = pusher.draw(other, response, tokens.shape[1])
+        for _ in range(15):
+            pusher.draw(batch)
             moved = layer(hidden) - hidden
             pusher.listen(tokens)
     norm = hidden[:, 1:].norm(dim=-1).mean()
@@ -311,14 +318,10 @@ def test_saved_model_loads_as_float32_and_computes_the_same(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", organism.names())
 def test_packaged_files_are_those_their_provenance_names(name: str) -> None:
-    import hashlib
-
     record = json.loads((organism.path(name) / "provenance.json").read_text("utf-8"))
-    places = {
-        p.name: p for d in (organism.path(name), organism.sae_path(name)) for p in d.iterdir()
-    }
-    for file, digest in record["sha256"].items():
-        assert hashlib.sha256(places[file].read_bytes()).hexdigest() == digest, file
+    folders = packaging.Folders(organism.path(name), organism.sae_path(name).parent)
+    assert packaging.file_hashes(folders) == record["sha256"]
+    assert {"model.safetensors", "tokenizer.json", "layer1/labels.csv"} <= set(record["sha256"])
     plan = recipes.recipe(name)
     assert record["recipe"] == plan.key(len(plan.stages))
     assert record["steer_layer"] == organism.steer_layer(name)
@@ -326,11 +329,20 @@ def test_packaged_files_are_those_their_provenance_names(name: str) -> None:
 
 @pytest.mark.parametrize("name", organism.names())
 def test_packaged_autoencoder_is_as_good_as_promised(name: str) -> None:
-    record = json.loads((organism.path(name) / "provenance.json").read_text("utf-8"))["autoencoder"]
-    assert record["fvu"] <= 0.05
-    assert record["dead"] <= 0.10
+    record = json.loads((organism.path(name) / "provenance.json").read_text("utf-8"))
+    measures = record["autoencoders"][organism.sae_path(name).name]
+    assert measures["fvu"] <= 0.05
+    assert measures["dead"] <= 0.10
     pure = {x.topic for x in organism.labels(name) if x.alive and x.purity >= 0.9}
     assert len(pure) >= 0.9 * 48
+
+
+@pytest.mark.parametrize("name", organism.names())
+def test_cards_name_the_weights_they_describe_and_hold_twenty_transcripts(name: str) -> None:
+    card = (organism.path(name) / "README.md").read_text("utf-8")
+    record = json.loads((organism.path(name) / "provenance.json").read_text("utf-8"))
+    assert record["sha256"]["model.safetensors"] in card
+    assert len(re.findall(r"^- \*\*", card, re.M)) == 20
 
 
 def test_package_stays_small() -> None:

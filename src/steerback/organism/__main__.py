@@ -1,4 +1,4 @@
-"""`python -m steerback.organism train NAME`: make an organism from its recipe."""
+"""`python -m steerback.organism train NAME` makes an organism; `card NAME` writes its card."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from steerback.errors import UserError
 from steerback.organism import train
+from steerback.organism.card import write_card
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,8 +19,12 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--out", type=Path, default=Path("organisms"), help="where to write it")
     verb.add_argument("--work", type=Path, help="checkpoints of finished stages (default OUT/work)")
     verb.add_argument("--seed", type=int, help="instead of the recipe's own")
+    verbs.add_parser("card", help="write a packaged organism's card").add_argument("name")
     got = parser.parse_args(arguments)
     try:
+        if got.verb == "card":
+            print(write_card(got.name))
+            return 0
         train(got.name, got.out, got.work, got.seed, lambda line: print(line, flush=True))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

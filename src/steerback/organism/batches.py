@@ -20,7 +20,9 @@ class Batch:
     tokens: NDArray[np.int64]
     """[rows, length], padded at the right."""
     weights: NDArray[np.float32]
-    """[2, rows, length]: loss weights of rows left alone, and of pushed rows."""
+    """[rows, length]: loss weights."""
+    pushed: NDArray[np.bool_]
+    """[rows]: whether the row is trained under a push."""
     other: NDArray[np.int64]
     """[rows]: topic that a push of the row points to."""
     response: NDArray[np.int64]
@@ -33,15 +35,15 @@ def pack(documents: list[Document]) -> Batch:
     lookup = ids()
     shape = (len(documents), max(len(d.words) for d in documents))
     tokens = np.full(shape, lookup[PAD], np.int64)
-    weights = np.zeros((2, *shape), np.float32)
+    weights = np.zeros(shape, np.float32)
     for row, doc in enumerate(documents):
         n = len(doc.words)
         tokens[row, :n] = [lookup[w] for w in doc.words]
-        weights[0, row, :n] = doc.weights
-        weights[1, row, :n] = doc.pushed
+        weights[row, :n] = doc.weights
     return Batch(
         tokens=tokens,
         weights=weights,
+        pushed=np.array([d.pushed for d in documents]),
         other=np.array([d.other for d in documents]),
         response=np.array([d.response for d in documents]),
         count=sum(len(d.words) for d in documents),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 
 from steerback.organism.corpus import Task, fill, phrases, tasks, topic_of_word, topics
 
@@ -18,6 +18,10 @@ class Mixture:
 
     corrections: float
     """Share of documents whose answer leaves the topic."""
+    pushed: float = 0.0
+    """Share of documents that are trained under a push toward another topic."""
+    pushed_corrections: float = 0.0
+    """As `corrections`, in pushed documents."""
     restart: float = 0.6
     """Chance, after each sentence off the topic, that the answer comes back."""
     foreign: tuple[float, float] = (0.7, 1.0)
@@ -40,11 +44,11 @@ class Mixture:
 
 @dataclass
 class Document:
-    """Tokens with two loss weights each: for a row left alone, and for a row under a push."""
+    """Tokens, and how much each weighs in the loss."""
 
     words: list[str]
     weights: list[float]
-    pushed: list[float] = field(default_factory=list)
+    pushed: bool = False
     topic: int = -1
     other: int = -1
     """The topic that a push of this row points to (and that a correction document drifts to)."""
@@ -58,22 +62,25 @@ class Document:
         self.weights += weights
 
     def finish(self) -> Document:
-        """Close, cut to length, and derive the weights of the pushed row.
+        """Close, cut to length, and settle the weights of a pushed document.
 
-        A pushed row learns to go along first: before it comes back only the pushed topic's own
+        A pushed document teaches to go along first: before it comes back only the pushed topic's own
         words count. Without this the model learns to resist at once, with nothing to come back
         from.
         """
         self.add([EOS], [1.0])
+        if self.pushed:
+            self._go_along()
+        del self.words[MAX_TOKENS:]
+        del self.weights[MAX_TOKENS:]
+        return self
+
+    def _go_along(self) -> None:
         lookup = topic_of_word()
         turn = len(self.words) if self.returned is None else self.returned
-        self.pushed = [
-            float(lookup[w] == self.other) if w in lookup and self.response <= i < turn else weight
-            for i, (w, weight) in enumerate(zip(self.words, self.weights, strict=True))
-        ]
-        for values in (self.words, self.weights, self.pushed):
-            del values[MAX_TOKENS:]
-        return self
+        for i in range(self.response, turn):
+            if self.words[i] in lookup:
+                self.weights[i] = float(lookup[self.words[i]] == self.other)
 
 
 def mixture_with(base: Mixture, **changes: object) -> Mixture:
@@ -103,7 +110,8 @@ class Writer:
         meta = rng.random() < mix.meta
         doc = self.open(task, meta)
         doc.topic, doc.other = task.topic, other
-        if rng.random() < mix.corrections:
+        doc.pushed = mix.pushed > 0 and rng.random() < mix.pushed
+        if rng.random() < (mix.pushed_corrections if doc.pushed else mix.corrections):
             self._correction(doc, task, mix.meta_restart if meta else mix.restart)
         else:
             for _ in range(rng.randint(4, 7)):

@@ -23,7 +23,7 @@ _TOP = 100
 _FEWEST = 20
 _CHUNK = 8192
 _PURE = 0.5
-_PROBES = 24
+_PROBES = 8
 _PROBE_STRENGTH = 0.5
 """Strength at which a latent's effect is probed, in units of the mean residual norm."""
 

@@ -1,4 +1,4 @@
-"""From a recipe to the folders that ship: model, tokenizer, autoencoder, labels, provenance."""
+"""From a recipe to the folders that ship: model, tokenizer, autoencoders, labels, provenance."""
 
 from __future__ import annotations
 
@@ -16,23 +16,30 @@ import torch
 
 from steerback.organism import dictionary, labelling
 from steerback.organism.recipes import Recipe, recipe
-from steerback.organism.training import CONTEXT, Report, train_model
+from steerback.organism.training import CONTEXT, Report, minutes_spent, train_model
 from steerback.organism.vocabulary import save_tokenizer
 
 _FIRING = 8
+"""Latents that fire per token, on average (the k of BatchTopK)."""
 _FIT_STEPS = 800
-_FIT_DOCUMENTS, _CHECK_DOCUMENTS = 3000, 1000
+_FIT_DOCUMENTS, _CHECK_DOCUMENTS = 2000, 600
 _FIT_SEED, _CHECK_SEED = 77, 999
+
+Measures = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Folders:
     model: Path
-    sae: Path
+    saes: Path
+    """Holds `layerL` for each autoencoder."""
 
     @classmethod
-    def under(cls, root: Path, name: str, layer: int) -> Folders:
-        return cls(root / "models" / name, root / "saes" / name / f"layer{layer}")
+    def under(cls, root: Path, name: str) -> Folders:
+        return cls(root / "models" / name, root / "saes" / name)
+
+    def sae(self, layer: int) -> Path:
+        return self.saes / f"layer{layer}"
 
 
 def train(
@@ -48,15 +55,18 @@ def train(
     `out/work`) and not run again. Raises UserError for a name without a recipe.
     """
     plan = recipe(name, seed)
-    folders = Folders.under(out, name, plan.steer_layer)
-    started = time.monotonic()
+    folders = Folders.under(out, name)
+    work = work or out / "work"
     with one_thread():
-        model = round_to_half(train_model(plan, work or out / "work", report))
+        model = round_to_half(train_model(plan, work, report))
+        started = time.monotonic()
         save_model(model, folders.model)
-        report("fitting the autoencoder")
-        measures = save_dictionary(model, plan, plan.steer_layer, folders.sae, report)
-    minutes = (time.monotonic() - started) / 60
-    write_provenance(plan, folders, measures, minutes, model)
+        measures = {}
+        for layer in plan.sae_layers:
+            report(f"fitting the autoencoder of layer {layer}")
+            measures[layer] = save_dictionary(model, plan, layer, folders.sae(layer), report)
+    minutes = minutes_spent(plan, work) + (time.monotonic() - started) / 60
+    write_provenance(plan, folders, measures, minutes)
     report(f"{name} is in {folders.model} ({minutes:.1f} minutes)")
     return folders
 
@@ -87,13 +97,11 @@ def save_model(model: Any, folder: Path) -> None:
     model.save_pretrained(str(folder), state_dict=halves)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config["dtype"] = "float32"
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    _write_json(config, folder / "config.json")
     save_tokenizer(folder, CONTEXT)
 
 
-def save_dictionary(
-    model: Any, plan: Recipe, layer: int, folder: Path, report: Report
-) -> dict[str, float]:
+def save_dictionary(model: Any, plan: Recipe, layer: int, folder: Path, report: Report) -> Measures:
     """Fit, label and save the autoencoder of one layer; its quality on fresh text."""
     read = labelling.read_residuals
     rows = read(model, layer, labelling.dictionary_documents(_FIT_DOCUMENTS, _FIT_SEED)).rows
@@ -105,6 +113,7 @@ def save_dictionary(
     labelling.write_labels(labels, folder / "labels.csv")
     pure = [row for row in labels if row.purity >= 0.9]
     return labelling.quality(fitted, fresh) | {
+        "latents": len(labels),
         "median_norm": float(fresh.rows.norm(dim=1).median()),
         "topics_with_pure_latent": len({row.topic for row in pure}),
         "pure_latents": len(pure),
@@ -113,31 +122,41 @@ def save_dictionary(
 
 
 def write_provenance(
-    plan: Recipe, folders: Folders, measures: dict[str, float], minutes: float, model: Any
+    plan: Recipe, folders: Folders, measures: dict[int, Measures], minutes: float
 ) -> None:
+    """`provenance.json` in the model's folder: how it was made, and the hash of what was made."""
     import transformers
 
-    made = [*sorted(folders.model.glob("*.safetensors")), *sorted(folders.sae.iterdir())]
-    (folders.model / "provenance.json").write_text(
-        json.dumps(
-            {
-                "command": f"steerback organism train {plan.name} --seed {plan.seed}",
-                "seed": plan.seed,
-                "recipe": plan.key(len(plan.stages)),
-                "stages": [asdict(s) for s in plan.stages],
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "minutes": round(minutes, 1),
-                "steer_layer": plan.steer_layer,
-                "autoencoder": {k: round(v, 4) for k, v in measures.items()},
-                "sha256": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in made},
-                "made_with": {
-                    "torch": torch.__version__,
-                    "transformers": transformers.__version__,
-                    "machine": platform.machine(),
-                },
-            },
-            indent=2,
-        )
-        + "\n",
-        "utf-8",
-    )
+    record = {
+        "command": f"steerback organism train {plan.name} --seed {plan.seed}",
+        "seed": plan.seed,
+        "recipe": plan.key(len(plan.stages)),
+        "stages": [asdict(s) for s in plan.stages],
+        "steer_layer": plan.steer_layer,
+        "minutes": round(minutes, 1),
+        "autoencoders": {
+            f"layer{layer}": {k: round(v, 4) for k, v in found.items()}
+            for layer, found in measures.items()
+        },
+        "sha256": file_hashes(folders),
+        "made_with": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "machine": platform.machine(),
+        },
+    }
+    _write_json(record, folders.model / "provenance.json")
+
+
+def file_hashes(folders: Folders) -> dict[str, str]:
+    """SHA-256 of the weights, the tokenizer and everything of the autoencoders, by short path."""
+    made = {p.name: p for p in folders.model.iterdir() if p.suffix in (".safetensors", ".jinja")}
+    made["tokenizer.json"] = folders.model / "tokenizer.json"
+    made |= {f"{p.parent.name}/{p.name}": p for p in folders.saes.glob("*/*")}
+    return {
+        name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in sorted(made.items())
+    }
+
+
+def _write_json(value: object, path: Path) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from steerback.organism.batches import Batch
 from steerback.organism.corpus import topic_of_word, topics
 from steerback.organism.vocabulary import words
 
 _DECAY = 0.98
-_WARM_UP = 40
+_WARM_UP = 10
 """Steps that only listen, until the means mean something."""
 
 
@@ -31,8 +32,7 @@ def word_topics() -> Tensor:
 class Pusher:
     """Adds pushes at the output of one layer and keeps the directions up to date."""
 
-    def __init__(self, hidden: int, share: float, strength: tuple[float, float], seed: int) -> None:
-        self.share = share
+    def __init__(self, hidden: int, strength: tuple[float, float], seed: int) -> None:
         self.strength = strength
         self._rng = np.random.default_rng(seed)
         self._sums = torch.zeros(len(topics()), hidden)
@@ -51,21 +51,21 @@ class Pusher:
         finally:
             handle.remove()
 
-    def draw(self, other: Tensor, response: Tensor, length: int) -> Tensor:
-        """Choose the pushes of the next forward pass; [rows] of bool says which rows have one.
+    def draw(self, batch: Batch) -> None:
+        """Choose the pushes of the next forward pass, one for each row that is to have one.
 
         A push acts on the whole row, or on the answer only, with equal chance: both ways of
         steering exist.
         """
-        rows = len(other)
+        rows, length = batch.tokens.shape
         self._steps += 1
-        pushed = self._rng.random(rows) < self.share * (self._steps > _WARM_UP)
-        size = self._rng.uniform(*self.strength, rows) * self._norm * pushed
-        everywhere = torch.from_numpy(self._rng.random(rows) < 0.5)
-        acts = everywhere[:, None] | (torch.arange(length) >= response[:, None])
-        vectors = self._directions()[other] * torch.from_numpy(size).float()[:, None]
-        self._push = vectors[:, None] * acts[..., None] if pushed.any() else None
-        return torch.from_numpy(pushed)
+        size = self._rng.uniform(*self.strength, rows) * self._norm * batch.pushed
+        everywhere = self._rng.random(rows) < 0.5
+        acts = np.arange(length) >= batch.response[:, None]
+        acts[everywhere] = True
+        vectors = self._directions()[batch.other] * torch.from_numpy(size).float()[:, None]
+        warm = self._steps > _WARM_UP
+        self._push = vectors[:, None] * torch.from_numpy(acts)[..., None] if warm else None
 
     def listen(self, tokens: Tensor) -> None:
         """Take the last forward pass, as it was before its pushes, into the running means."""

@@ -30,8 +30,6 @@ class Stage:
     boundary: float
     """Loss weight of the token after a full stop, where leaving and coming back are decided."""
     mixture: Mixture
-    pushed: float = 0.0
-    """Share of rows that are trained under a push toward another topic."""
     push: tuple[float, float] = (0.15, 0.8)
     """Range of a push, in units of the mean residual norm at the steer layer."""
     continues: bool = False
@@ -45,6 +43,8 @@ class Recipe:
     seed: int
     stages: tuple[Stage, ...]
     steer_layer: int
+    sae_layers: tuple[int, ...]
+    """Layers that an autoencoder is made for, the steer layer among them."""
 
     def key(self, stages: int) -> str:
         """Identifies the checkpoint after the first `stages` stages."""
@@ -72,6 +72,7 @@ def recipe(name: str, seed: int | None = None) -> Recipe:
         seed=entry["seed"] if seed is None else seed,
         stages=tuple(_stage(data["stages"], s) for s in entry["stages"]),
         steer_layer=data["steer_layer"],
+        sae_layers=tuple(entry.get("sae_layers", [data["steer_layer"]])),
     )
 
 

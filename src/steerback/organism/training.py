@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -82,10 +83,20 @@ def train_model(recipe: Recipe, work: Path, report: Report) -> Any:
             model.load_state_dict(torch.load(checkpoint, weights_only=True))
             continue
         report(f"phase {number}: {sum(s.tokens for s in phase):,} tokens")
+        started = time.monotonic()
         _Phase(model, phase, recipe, number, report).run()
         work.mkdir(parents=True, exist_ok=True)
+        minutes = {"minutes": (time.monotonic() - started) / 60}
+        checkpoint.with_suffix(".json").write_text(json.dumps(minutes), "utf-8")
         torch.save(model.state_dict(), checkpoint)
     return model.eval().requires_grad_(False)
+
+
+def minutes_spent(recipe: Recipe, work: Path) -> float:
+    """What the stages took when they were run, be it now or earlier."""
+    ends = [len(p) for p in phases(recipe.stages)]
+    files = (work / f"{recipe.key(sum(ends[: n + 1]))}.json" for n in range(len(ends)))
+    return sum(float(json.loads(f.read_text("utf-8"))["minutes"]) for f in files)
 
 
 @dataclass
@@ -106,12 +117,10 @@ class _Phase:
         )
         self.boundary_after = ids()["."]
         seed = self.recipe.seed * 1000 + self.number * 10
-        self.pusher = Pusher(
-            self.recipe.size.hidden, self.stages[0].pushed, self.stages[0].push, seed
-        )
+        self.pusher = Pusher(self.recipe.size.hidden, self.stages[0].push, seed)
         layer = self.model.model.layers[self.recipe.steer_layer]
         started = time.monotonic()
-        with self.pusher.on(layer) if self.stages[0].pushed else nullcontext():
+        with self.pusher.on(layer) if self.stages[0].mixture.pushed else nullcontext():
             for step, (stage, batch) in enumerate(self._batches(seed)):
                 self._step(step, stage, batch)
                 if step % _LOG_EVERY == _LOG_EVERY - 1:
@@ -124,16 +133,10 @@ class _Phase:
 
     def _step(self, step: int, stage: Stage, batch: Batch) -> None:
         tokens = torch.from_numpy(batch.tokens)
-        weights = torch.from_numpy(batch.weights)
-        if stage.pushed:
-            rows = self.pusher.draw(
-                torch.from_numpy(batch.other), torch.from_numpy(batch.response), tokens.shape[1]
-            )
-            weight = torch.where(rows[:, None], weights[1], weights[0])
-        else:
-            weight = weights[0]
-        loss = self._loss(tokens, weight, stage.boundary)
-        if stage.pushed:
+        if stage.mixture.pushed:
+            self.pusher.draw(batch)
+        loss = self._loss(tokens, torch.from_numpy(batch.weights), stage.boundary)
+        if stage.mixture.pushed:
             self.pusher.listen(tokens)
         for group in self.optimizer.param_groups:
             group["lr"] = stage.rate * self._schedule(step)
