@@ -12,7 +12,7 @@ from steerback import organism
 from steerback.judge.base import Request
 from steerback.judge.exact import ExactJudge
 from steerback.organism.corpus import read_data
-from steerback.types import Intervention, Message, Sampling, Trial
+from steerback.types import Intervention, Message, Sampling, Trial, derive_seed
 
 _UNSTEERED, _STEERED, _SEARCH = 5, 15, 96
 _TARGET = 30.0
@@ -96,7 +96,7 @@ class _Speaker:
                     question=question.text,
                     messages=(Message("user", question.text),),
                     sampling=_SAMPLING,
-                    seed=i,
+                    seed=derive_seed(0, "card", i),
                     interventions=() if strength is None else (push,),
                 ),
                 "" if strength is None else latent.topic,
