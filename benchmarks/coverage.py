@@ -135,7 +135,7 @@ def scored(sims: int, rng: np.random.Generator) -> Iterator[str]:
     yield "Measures from scores; restarts are fresh draws of their direction"
     yield f"{'clusters x trials':18}{'restarts':>9}  {'measure':34}{'truth':>8}   coverage, width"
     for restart in (0.02, 0.1, 0.5):
-        truth = summarise(scored_arm(rng, 5000, 10, restart), n_resamples=2)
+        truth = summarise(scored_arm(rng, 40_000, 10, restart), n_resamples=2)
         for clusters, per_cluster in ((100, 5), (25, 20)):
             found = [
                 summarise(
