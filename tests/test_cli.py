@@ -1,0 +1,148 @@
+"""The command line as a user meets it: what it prints, and what it says to mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from runs import small
+
+from steerback import protocols
+from steerback.cli import main
+from steerback.config import load
+from steerback.run import run
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    capsys.readouterr()
+    try:
+        main(list(words))
+        code = 0
+    except SystemExit as leave:
+        code = int(leave.code or 0)
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("cli") / "run"
+    run(small(place))
+    return place
+
+
+def test_report_json_has_the_promised_shape(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text, _ = call(capsys, "report", str(folder), "--json")
+    rows = json.loads(text)
+    assert code == 0
+    assert {r["protocol"] for r in rows} == {"baseline", "esr"}
+    for row in rows:
+        assert {"arm", "model", "n", "clusters", "missing"} <= row.keys()
+        for rate in ("multi_attempt", "esr", "cond_improvement", "chance_improvement"):
+            assert row[rate].keys() == {"rate", "low", "high"}
+
+
+def test_status_says_what_is_left(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text, _ = call(capsys, "status", str(folder), "--json")
+    facts = json.loads(text)
+    assert code == 0
+    assert {p["protocol"]: p["left"] for p in facts["protocols"] if p["left"] is not None} == {
+        "baseline": 0,
+        "esr": 0,
+    }
+    assert call(capsys, "status", str(folder))[0] == 0
+
+
+def test_init_writes_what_run_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.toml"
+    assert call(capsys, "init", "organism-resister", "--to", str(file))[0] == 0
+    assert load(file, protocols.settings()).model.name == "organism-resister"
+    code, _, complaint = call(capsys, "init", "organism-resister", "--to", str(file))
+    assert code == 2
+    assert "exists" in complaint
+
+
+def test_steer_streams_and_colours(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text, _ = call(
+        capsys,
+        "steer",
+        "organism-resister",
+        "How do I compile the recursive function?",
+        *("--latent", "1", "--strength", "0.4", "--unit", "resid", "--compare"),
+        *("--max-new-tokens", "24"),
+    )
+    assert code == 0
+    assert "unsteered" in text
+    assert "latent 1, at most" in text
+
+
+@pytest.mark.parametrize("words", [("doctor",), ("models",), ("organism", "list"), ("--help",)])
+def test_verbs_that_only_tell(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    code, text, _ = call(capsys, *words)
+    assert code == 0
+    assert text.strip()
+
+
+def test_power_table_names_the_smallest_design(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text, _ = call(capsys, "power", "0.3", "0.1")
+    assert code == 0
+    assert "trials per arm" in text
+
+
+STEER = ("steer", "organism-resister", "How?", "--strength", "1")
+MISTAKES = [
+    (("run", "nowhere.toml"), "nowhere.toml"),
+    (("report", "nowhere"), "no run here"),
+    (("status", "nowhere"), "nowhere"),
+    (("init", "organism-resistor"), "did you mean 'organism-resister'"),
+    (("steer", "some/model", "How?", "--latent", "1", "--strength", "1"), "--sae and --layer"),
+    ((*STEER, "--latent", "100000"), "no latent 100000"),
+    ((*STEER, "--latent", "1", "--layer", "9"), "layers 0 to 3"),
+    ((*STEER, "--latent", "1", "--positions", "some"), "from:N"),
+    ((*STEER, "--latent", "1", "--unit", "norm"), "'raw' or 'resid'"),
+    ((*STEER, "--latent", "1", "--max-new-tokens", "5000"), "context of"),
+    ((*STEER, "--latent", "1", "--dtype", "int3"), "dtype is 'int3'"),
+    ((*STEER, "--latent", "1", "--temperature", "-1"), "temperature"),
+    (("steer", "organism-resister", "How?"), "Missing option"),
+    (("power", "0.3", "1.7"), "1.7"),
+    (("fly",), "No such command"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), MISTAKES)
+def test_a_mistake_is_one_line_and_code_2(
+    words: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, complaint = call(capsys, *words)
+    assert code == 2
+    assert says in complaint
+    assert len(complaint.strip().splitlines()) == 1
+    assert "Traceback" not in complaint
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("max_new_tokens = 96", "max_new_tokens = 0", "max_new_tokens"),
+        ("[sampling]", "[sampling]\nwarmth = 3", "warmth"),
+        ('"esr"', '"ers"', "did you mean 'esr'"),
+        ("[sampling]", "[sampling", "not valid TOML"),
+    ],
+)
+def test_a_mistake_in_a_configuration_names_its_line(
+    old: str, new: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.toml"
+    call(capsys, "init", "organism-resister", "--to", str(file))
+    text = file.read_text("utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new, 1), "utf-8")
+    code, _, complaint = call(capsys, "run", str(file))
+    assert code == 2
+    assert says in complaint
+    assert str(file) in complaint
+    assert len(complaint.strip().splitlines()) == 1

@@ -1,0 +1,109 @@
+"""Latent selection against brute force, and the errors of a label file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steerback.errors import UserError
+from steerback.latents import (
+    Chosen,
+    Label,
+    Rules,
+    as_json,
+    from_json,
+    read_labels,
+    relevant,
+    select,
+)
+
+
+def activations(prompts: int, latents: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    values = rng.gamma(1.0, size=(prompts, latents)) * (rng.random((prompts, latents)) < 0.4)
+    return values.astype(np.float32)
+
+
+@pytest.mark.parametrize("latents", [1, 17, 100, 101, 333])
+def test_relevance_equals_sorting_each_prompt(latents: int) -> None:
+    acts = activations(5, latents)
+    for prompt, row in enumerate(acts):
+        ranked = sorted(range(latents), key=lambda k: -row[k])[:100]
+        top = {k for k in ranked if row[k] > 0}
+        assert set(np.flatnonzero(relevant(acts, "top-100")[prompt])) == top
+        assert set(np.flatnonzero(relevant(acts, "zero")[prompt])) == set(np.flatnonzero(row > 0))
+    assert not relevant(acts, "none").any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(1, 8),
+    rule=st.sampled_from(["top-100", "zero", "none"]),
+    scope=st.sampled_from(["run", "pair"]),
+    floor=st.sampled_from([0.0, 65.0]),
+)
+def test_whatever_is_chosen_passes_every_rule(
+    seed: int, count: int, rule: str, scope: str, floor: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    prompts, answers = activations(6, 40, seed), activations(4, 40, seed + 1)
+    prompts[:, ::3] = 0
+    answers[:, ::6] = 0
+    labels = {k: Label(f"l{k}", float(rng.integers(0, 101))) for k in range(40)}
+    questions = [f"q{i}" for i in range(6)]
+    rules = Rules(count, floor, rule, scope, seed)
+    chosen, funnel = select(rules, questions, prompts, answers, labels)
+    left = [n for _, n in funnel.stages]
+    assert left == sorted(left, reverse=True)
+    assert left[-1] == len(chosen) <= count
+    has_to_do = relevant(prompts, rule)
+    for c in chosen:
+        assert prompts[:, c.index].max() > 0 or answers[:, c.index].max() > 0
+        assert floor == 0 or labels[c.index].concreteness >= floor
+        assert c.skip == tuple(q for q, yes in zip(questions, has_to_do[:, c.index]) if yes)  # noqa: B905
+        assert len(c.skip) < 6 if scope == "pair" else c.skip == ()
+    assert len({c.index for c in chosen}) == len(chosen)
+    assert from_json(as_json(chosen)) == chosen
+
+
+def test_another_seed_draws_others() -> None:
+    prompts, answers = activations(3, 200), activations(3, 200, 1)
+    drawn = [
+        [c.index for c in select(Rules(9, 0, "none", "run", s), "abc", prompts, answers, {})[0]]
+        for s in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_labels_are_read_with_and_without_ratings(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text('index_in_sae,label,concreteness\n3,"boats, sails",91\n5,of,\n', "utf-8")
+    assert read_labels(file) == {3: Label("boats, sails", 91.0), 5: Label("of", None)}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no rows"),
+        ("latent,label\n1,a\n", "latent, label"),
+        ("index_in_sae,label\n1,a\nx,b\n", "line 3"),
+    ],
+)
+def test_a_bad_label_file_is_one_line(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text(text, "utf-8")
+    with pytest.raises(UserError, match=says) as caught:
+        read_labels(file)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_labels(tmp_path / "none.csv")
+
+
+def test_a_choice_survives_json() -> None:
+    chosen = [Chosen(3, "a", ("q",)), Chosen(5, "")]
+    assert from_json(as_json(chosen)) == chosen
