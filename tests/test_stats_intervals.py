@@ -157,3 +157,27 @@ def test_the_default_interval_covers_where_wilson_does_not(rate):
     covered, naive = (np.mean((x[:, 0] <= rate) & (rate <= x[:, 1])) for x in (ours, plain))
     assert 0.925 < covered < 0.975
     assert naive < 0.93
+
+
+def test_rates_near_1_are_treated_as_their_complement():
+    """Few failures are as little to estimate clustering from as few successes."""
+    rng = np.random.default_rng(2)
+    sizes = rng.integers(1, 9, 17).astype(float)
+    successes = np.minimum(sizes, rng.binomial(1, 0.3, 17))
+    low, high = clustered_wilson(successes, sizes)
+    np.testing.assert_allclose(clustered_wilson(sizes - successes, sizes), (1 - high, 1 - low))
+
+
+def test_clusters_more_alike_than_chance_do_not_make_trials_worth_more():
+    """Ten directions with exactly one success in two: the estimated variance is 0."""
+    sizes, weight = np.full(10, 2.0), 10 / 20
+    assert design_effect(np.ones(10), sizes) == weight * 1 + (1 - weight) * 1.1
+
+
+def test_few_clusters_use_t():
+    """Wilson's interval solves (p - x)^2 = t^2 x (1 - x) / n_eff at both ends."""
+    successes, sizes = np.array([3.0, 5.0, 1.0, 4.0]), np.full(4, 6.0)
+    effective = 24 / design_effect(successes, sizes)
+    for end in clustered_wilson(successes, sizes):
+        t = abs(13 / 24 - end) / math.sqrt(end * (1 - end) / effective)
+        assert t == pytest.approx(stats.t.ppf(0.975, 3))

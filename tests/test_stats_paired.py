@@ -189,3 +189,17 @@ def test_product_close_to_simulation(effect):
     share = (0.2, 0.17, 0.24)
     low, high = np.quantile(draw(share, z[0]) * draw(effect, z[1]), [0.025, 0.975])
     np.testing.assert_allclose(product(share, effect), (low, high), atol=0.01)
+
+
+def test_product_of_a_known_effect_carries_the_share_alone():
+    """An effect without error scales the share's interval; a negative one turns it round."""
+    share = (0.2, 0.15, 0.3)
+    assert product(share, (0.5, 0.5, 0.5)) == pytest.approx((0.075, 0.15))
+    assert product(share, (-0.5, -0.5, -0.5)) == pytest.approx((-0.15, -0.075))
+
+
+def test_a_swap_that_empties_an_arm_is_no_evidence():
+    """One case in each arm, in different directions: half of the labellings put both in one arm."""
+    sums = np.array([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    assert swap_test(sums) == 1
+    assert swap_test(sums, "less") == pytest.approx(0.75, abs=0.04)

@@ -93,3 +93,9 @@ def test_smallest_design_and_monotone_power():
 def test_bad_settings_are_named(bad, message):
     with pytest.raises(UserError, match=message):
         power(**{"rate_a": 0.1, "rate_b": 0.2, **bad})
+
+
+def test_at_equal_cost_more_latents_come_first():
+    p = power(0.3, 0.6, latents=[40, 80], prompts=[1, 2], n_sims=300, target=0.96)
+    assert [d.power >= 0.96 for d in p.grid] == [False, True, True, True]
+    assert (p.smallest.latents, p.smallest.prompts) == (80, 1)

@@ -108,7 +108,8 @@ MEANS = (
 )
 @settings(deadline=None, max_examples=40)
 def test_invariants(seed, clusters, per_cluster, restart, random):
-    trials = arm(seed, clusters, per_cluster, restart, missing=0.2)
+    # Thirds of 100: sums in another order differ in the last bit.
+    trials = arm(seed, clusters, per_cluster, restart, missing=0.2, top=3)
     s = summarise(trials, n_resamples=60)
     for name in RATES:
         r = getattr(s, name)

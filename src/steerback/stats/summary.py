@@ -99,7 +99,7 @@ def summarise(
 
     No trial is an answer too: every estimate is then NaN.
     """
-    # The bootstrap draws by position: a fixed order of trials makes the result depend on the set only.
+    # Sums of floats depend on their order: sorted, the result is a function of the set of trials.
     outcomes = sorted(outcomes, key=lambda o: (o.cluster, o.trial_key))
     scored = [o for o in outcomes if not o.missing]
     missing = len(outcomes) - len(scored)
