@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import accumulate
 
 BLANK = "\x01"
 
@@ -50,6 +51,8 @@ class Prose:
     """`text` in lower case without marks, and where each run of it stood."""
 
     text: str
+    cased: str
+    """The same characters in upper and lower case; blanks are not blank here."""
     starts: tuple[int, ...]
     """Offsets in `text` at which a run begins ..."""
     origins: tuple[int, ...]
@@ -113,21 +116,19 @@ def prose(text: str) -> Prose:
     low = _masked(_lower(text))
     low = low.replace("’", "'").replace("‘", "'").replace("\u00a0", " ")
     if "*" not in low and "_" not in low and "~" not in low:
-        return Prose(low, (0,), (0,))
-    kept: list[str] = []
-    starts: list[int] = []
-    origins: list[int] = []
-    at = last = 0
+        return Prose(low, text, (0,), (0,))
+    runs: list[tuple[int, int]] = []
+    last = 0
     for m in _EMPHASIS.finditer(low):
-        if not _is_mark(low, m.start(), m.end()):
-            continue
-        if m.start() > last or not starts:
-            starts.append(at)
-            origins.append(last)
-            kept.append(low[last : m.start()])
-            at += m.start() - last
-        last = m.end()
-    starts.append(at)
-    origins.append(last)
-    kept.append(low[last:])
-    return Prose("".join(kept), tuple(starts), tuple(origins))
+        if _is_mark(low, m.start(), m.end()):
+            if m.start() > last:
+                runs.append((last, m.start()))
+            last = m.end()
+    runs.append((last, len(low)))
+    lengths = accumulate((end - start for start, end in runs[:-1]), initial=0)
+    return Prose(
+        "".join(low[a:b] for a, b in runs),
+        "".join(text[a:b] for a, b in runs),
+        tuple(lengths),
+        tuple(start for start, _ in runs),
+    )

@@ -40,6 +40,7 @@ _ANCHOR = re.compile(
 _LABEL = re.compile(
     r"(?:^|(?<=[\s.!?]))[\W\d]*(?P<who>[a-z][\w .'-]{0,30}?)\s*(?:\([^)\n]{0,30}\))?\s*:\s+"
 )
+_CORRECTS = ("break", "error")
 _BROKEN = ("-", "—", "–", "…", "..")
 """What a sentence that is broken off ends with."""
 _STOP = re.compile(r"[.!?…]+(?=\s|$|[)\"'\]])|\n")
@@ -98,7 +99,7 @@ def restarts(text: str, patterns: Patterns | None = None) -> list[Restart]:
     """
     patterns = patterns or packaged()
     view = prose(text)
-    hits = list(_Scan(view.text, patterns).hits())
+    hits = list(_Scan(view.text, view.cased, patterns).hits())
     if not hits:
         return []
     events = [event for chain in _chains(hits) for event in _events(view.text, chain, patterns)]
@@ -118,6 +119,8 @@ class _Scan:
     """One pass over the places where a phrase may start."""
 
     text: str
+    cased: str
+    """The same in upper and lower case."""
     patterns: Patterns
     sentence: int = 0
     begin: int = 0
@@ -131,8 +134,17 @@ class _Scan:
         first = _FIRST.match(self.text)
         yield from self._at("sentence", first.end() if first else 0)
         for m in _ANCHOR.finditer(self.text, first.end() if first else 0):
-            opened = m.group()[0] == "(" and self.text[m.start() - 1].isspace()
-            yield from self._at("sentence" if opened else m.lastgroup or "", m.end())
+            yield from self._at(self._place(m), m.end())
+
+    def _place(self, anchor: re.Match[str]) -> str:
+        """sentence, dash, clause or word; a bracket opens a sentence, a wrapped line does not."""
+        mark, before = anchor.group(), self.text[anchor.start() - 1]
+        if mark == "(" and before.isspace():
+            return "sentence"
+        wraps = mark[0] == "\n" and mark.count("\n") == 1 and mark.isspace()
+        if wraps and before not in ".!?:…" and self.cased[anchor.end() : anchor.end() + 1].islower():
+            return "dash"
+        return anchor.lastgroup or ""
 
     def _at(self, place: str, at: int) -> Iterator[_Hit]:
         if place == "sentence":
@@ -148,8 +160,9 @@ class _Scan:
         elif place == "clause" and not hit.leads and self.pending:
             self._carry(hit)
         if not self.patterns.guards["veto"].match(self.text, body):
-            for start in {at, body}:
-                self._score(hit, place, start)
+            self._score(hit, place, body)
+            if body > at:
+                self._score(hit, place, at, body)
             if self._stands(hit, place):
                 yield hit
 
@@ -174,13 +187,15 @@ class _Scan:
             body = m.end()
         return hit, body
 
-    def _score(self, hit: _Hit, place: str, start: int) -> None:
+    def _score(self, hit: _Hit, place: str, start: int, body: int = 0) -> None:
+        """Scores what starts at `start`; of lead words alone (before `body`) the lead's points."""
         for pattern in self.patterns.at(self.text, start, bool(hit.leads)):
             if not self._placed(pattern, hit, place):
                 continue
             m = pattern.regex.match(self.text, start)
             if m and self._allowed(pattern, hit, m.end()):
-                hit.score(pattern.group, pattern.points, pattern.id, m.end())
+                group = "lead" if m.end() <= body else pattern.group
+                hit.score(group, pattern.points, pattern.id, m.end())
                 hit.opens = hit.opens or pattern.opens
 
     def _placed(self, pattern: Pattern, hit: _Hit, place: str) -> bool:
@@ -207,8 +222,10 @@ class _Scan:
 
     def _stands(self, hit: _Hit, place: str) -> bool:
         """Adds what the rest of the sentence says; False when the hit means nothing here."""
-        if not set(hit.points) - {"lead"}:
+        if hit.total < ENOUGH and not set(hit.points) - {"lead"}:
             return self._exclaims(hit, place)
+        if place == "clause" and not hit.leads and hit.points.get("reject") == hit.total < ENOUGH:
+            return False
         hit.opens = hit.opens or hit.interrupts
         if 2 <= hit.total < ENOUGH:
             self._support(hit)
@@ -234,7 +251,7 @@ class _Scan:
     def _after_statement(self, hit: _Hit) -> bool:
         """Whether a sentence of one's own comes right before, and no colon or bullet."""
         if hit.start != self.begin:
-            return self.text[hit.start - 2 : hit.start].strip() in _BROKEN
+            return self.text[hit.start - 2 : hit.start].strip(" ") in _BROKEN
         before = self.text[self.before : self.begin].rstrip()
         own = before[-1:] not in ("", ":", BLANK) and len(before.split()) > 2
         return own and not self._of_others(hit)
@@ -254,7 +271,7 @@ def _is_led(needs: str, leads: tuple[Lead, ...]) -> bool:
         (needs == "lead" and bool(leads))
         or needs in kinds
         or (needs == "error" and len(leads) > 1)
-        or (needs == "correcting" and any(k.id != "actually" for k in leads))
+        or (needs == "correcting" and any(k.kind in _CORRECTS or k.carries for k in leads))
     )
 
 
@@ -339,7 +356,7 @@ def _goes_on(gap: str, event: _Hit, patterns: Patterns) -> bool:
 
 def _once(text: str, events: list[_Hit]) -> list[_Hit]:
     """Drops the repeats of a text that goes round in a circle."""
-    kept = events[:1]
+    text, kept = text.rstrip(), events[:1]
     for last, event in pairwise(events):
         period = event.start - last.start
         again = text[event.start : event.start + period]
