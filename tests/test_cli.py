@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import models
 import pytest
 from runs import small
 
@@ -146,3 +147,25 @@ def test_a_mistake_in_a_configuration_names_its_line(
     assert says in complaint
     assert str(file) in complaint
     assert len(complaint.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
+def test_steer_takes_anybodys_model_and_sae(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, sae = tmp_path / "model", tmp_path / "sae"
+    models.build(kind).save_pretrained(model)
+    models.tokenizer().save_pretrained(model)
+    models.sae(sae, models.sae_weights())
+    words = ["steer", str(model), "Why?", "--sae", str(sae), "--layer", "2", "--latent", "3"]
+    words += ["--strength", "5", "--watch", "9", "--max-new-tokens", "12", "--compare"]
+    code, text, complaint = call(capsys, *words)
+    assert (code, complaint) == (0, "")
+    assert "latent 3, at most" in text
+    assert "latent 9, at most" in text
+    narrow = tmp_path / "narrow"
+    models.sae(narrow, models.sae_weights(d_model=20))
+    words[4] = str(narrow)
+    code, _, complaint = call(capsys, *words)
+    assert code == 2
+    assert "width 20" in complaint
