@@ -20,6 +20,7 @@ from steerback.organism.corpus import Split
 __all__ = [
     "Label",
     "Question",
+    "checked",
     "labels",
     "names",
     "path",
@@ -61,6 +62,12 @@ def names() -> list[str]:
     """The packaged organisms."""
     models = _root() / "models"
     return sorted(p.parent.name for p in models.glob("*/config.json"))
+
+
+def checked() -> list[str]:
+    """The packaged organisms of which something is expected (see `organism.check`)."""
+    expected = corpus.read_data("expected.toml")
+    return [name for name in names() if name in expected]
 
 
 def path(name: str) -> Path:
