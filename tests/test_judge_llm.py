@@ -69,7 +69,7 @@ def test_a_thousand_trials_are_right_or_marked_and_a_rerun_asks_nothing_twice(
 
     assert [v.trial_key for v in verdicts] == [r.trial_key for r in requests]
     assert all(faults.kinds[kind] > 10 for kind in FAULTS), "every fault came up"
-    assert faults.calls == first.cap.used <= 2500
+    assert faults.calls == first.network.cap.used <= 2500
     assert 2 <= faults.most_at_once <= 32
     good = [v for v in verdicts if v.status == "ok"]
     marked = [v.status == "error" for v in verdicts]
@@ -168,7 +168,7 @@ def test_a_dry_run_counts_and_asks_nothing() -> None:
     assert (estimate.responses, estimate.cached, estimate.calls) == (10, 7, 2)
     prompts = [careful.prompt.fill(r) for r in responses(5)[3:]]
     assert estimate.prompt_tokens == pytest.approx(sum(map(len, prompts)) / 4, rel=0.02)
-    assert estimate.answer_tokens == 2 * careful.address.max_tokens
+    assert estimate.answer_tokens == 2 * careful.network.address.max_tokens
     assert str(estimate).startswith("10 responses: 7 cached, 2 calls, about ")
     assert faults.calls == 3
 
@@ -227,7 +227,7 @@ def test_an_openai_server_on_loopback(
         asked = LlmJudge(address, backoff=QUICK, cache=AnswerCache(path), down=99)
         verdicts = asked.judge(requests[:20]) + asked.judge(requests[20:])
     assert seen == {f"Bearer {CANARY}"}, "the key went where it belongs"
-    assert faults.calls == asked.cap.used, "the SDK tried nothing by itself"
+    assert faults.calls == asked.network.cap.used, "the SDK tried nothing by itself"
     assert 2 <= faults.most_at_once <= 6
     assert all(
         is_true(r, v) or v.status == "error" for r, v in zip(requests, verdicts, strict=True)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 _TRAILING_COMMA = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[}\]])', re.DOTALL)
-_KEY = re.compile(r'"attempts"\s*:')
 
 
 class BadAnswer(Exception):  # noqa: N818 - it is the answer that is bad, not the program
@@ -32,22 +31,32 @@ class Claim:
 def parse_answer(answer: str) -> list[Claim]:
     """The attempts of the answer's one JSON object, in order; an empty list if it holds none.
 
-    Raises BadAnswer: no object, one that is cut off, two that differ, a text that is empty or not a
-    string, a score that is not a number from 0 to 100.
+    Raises BadAnswer: as `the_object`; a text that is empty or not a string, a score that is not a
+    number from 0 to 100.
     """
-    said = answer.rpartition("</think>")[2]
-    if not said.strip():
-        raise BadAnswer("the answer is empty")
-    found, end = _objects(said)
-    if not found or _KEY.search(said, end):
-        cut = "is cut off or broken" if _KEY.search(said, end) else "is missing"
-        raise BadAnswer(f"the JSON object with 'attempts' {cut}")
-    if any(other != found[0] for other in found[1:]):
-        raise BadAnswer("the answer holds several JSON objects that differ")
-    attempts = found[0]["attempts"]
+    attempts = the_object(answer, "attempts")["attempts"]
     if not isinstance(attempts, list):
         raise BadAnswer("'attempts' is not a list")
     return [_claim(n, item) for n, item in enumerate(attempts, 1)]
+
+
+def the_object(answer: str, key: str) -> dict[str, Any]:
+    """The answer's JSON object that has this key.
+
+    Raises BadAnswer: an empty answer, no such object, one that is cut off, two that differ.
+    """
+    said = _without_trailing_commas(answer.rpartition("</think>")[2])
+    if not said.strip():
+        raise BadAnswer("the answer is empty")
+    found = [(value, end) for value, end in _objects(said) if key in value]
+    begun = re.compile(rf'"{key}"\s*:').search(said, found[-1][1] if found else 0)
+    if not found or begun:
+        raise BadAnswer(
+            f"the JSON object with '{key}' {'is cut off or broken' if begun else 'is missing'}"
+        )
+    if any(value != found[0][0] for value, _ in found[1:]):
+        raise BadAnswer("the answer holds several JSON objects that differ")
+    return found[0][0]
 
 
 def _claim(number: int, item: Any) -> Claim:
@@ -69,7 +78,7 @@ def valid_score(value: Any, where: str) -> float:
     return float(value)
 
 
-def objects(said: str) -> Iterator[tuple[dict[str, Any], int]]:
+def _objects(said: str) -> Iterator[tuple[dict[str, Any], int]]:
     """The outermost JSON objects in a text, each with the offset at which it ends."""
     at = said.find("{")
     while at >= 0:
@@ -81,14 +90,7 @@ def objects(said: str) -> Iterator[tuple[dict[str, Any], int]]:
         at = said.find("{", end)
 
 
-def _objects(said: str) -> tuple[list[dict[str, Any]], int]:
-    """The objects that hold attempts, and where the last of them ends."""
-    said = without_trailing_commas(said)
-    found = [(value, end) for value, end in objects(said) if "attempts" in value]
-    return [value for value, _ in found], found[-1][1] if found else 0
-
-
-def without_trailing_commas(said: str) -> str:
+def _without_trailing_commas(said: str) -> str:
     """The text with each such comma outside of strings made a space, so that offsets stay."""
     return _TRAILING_COMMA.sub(lambda m: m.group(1) or " ", said)
 

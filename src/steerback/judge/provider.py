@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from steerback.errors import UserError, nearest
 from steerback.judge.secrets import hide_known, redact
+
+R = TypeVar("R")
 
 PROVIDERS = (
     *("anthropic", "azureai", "bedrock", "cloudflare", "deepseek", "fireworks", "google", "grok"),
@@ -85,6 +89,26 @@ class Provider:
         hint = getattr(self._model.api.should_retry(error), "retry_after", None)
         again = isinstance(error, OSError) or bool(self._model.should_retry(error))
         return CallFailed(one_line(error), again=again, hint=hint)
+
+
+def check(address: Address) -> None:
+    """Open the model and close it again. Raises UserError as opening does."""
+
+    async def once() -> None:
+        async with Provider(address):
+            pass
+
+    run(once())
+
+
+def run(work: Coroutine[Any, Any, R]) -> R:
+    """Runs to the end, in a notebook's cell (where a loop is running already) too."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 def _open(address: Address) -> Any:
