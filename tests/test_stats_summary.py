@@ -215,3 +215,12 @@ def test_unequal_directions_keep_a_known_chance_level_in_bounds():
     m = summarise(trials, n_resamples=50).improvement_above_same_direction
     assert m.value == 1
     assert -1 <= m.low <= m.value <= m.high <= 1
+
+
+def test_order_does_not_change_the_last_bit():
+    rng = np.random.default_rng(0)
+    trials = [
+        trial(float(x), float(y), cluster=f"k{i % 3}", key=f"{i:03d}")
+        for i, (x, y) in enumerate(rng.random((65, 2)) * 100)
+    ]
+    assert summarise(trials[::-1], n_resamples=50) == summarise(trials, n_resamples=50)
