@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from steerback import chat
 from steerback.engine.base import Pair
 from steerback.lab import SOURCE, Lab
+from steerback.latents import relevant
+from steerback.preparation import prompt_pair
 from steerback.protocols.bench import Floats, Pooling, Text
 from steerback.records import Records
 from steerback.types import Generation, Trial
@@ -81,6 +84,16 @@ class Instruments:
         cosine[torch.arange(len(latents)), torch.tensor(list(latents), dtype=torch.long)] = -2
         best: list[list[int]] = cosine.topk(min(count, source.n - 1), dim=1).indices.tolist()
         return best
+
+    def relevant(self, questions: Sequence[str], latents: Sequence[int]) -> NDArray[np.bool_]:
+        wanted = self._lab.config.directions
+        if wanted.indices or wanted.relevance == "none":
+            return np.zeros((len(questions), len(latents)), np.bool_)
+        prompts = [prompt_pair(self._lab, q) for q in questions]
+        activations = self.read(
+            [Text(p.prompt_ids, p.response_ids) for p in prompts], layer=self.readout_layer
+        )
+        return relevant(activations, wanted.relevance)[:, list(latents)]
 
     def encode(self, text: str) -> tuple[int, ...]:
         return self._lab.engine.encode(text)

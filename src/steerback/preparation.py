@@ -75,12 +75,12 @@ def _drawn(lab: Lab) -> tuple[list[Chosen], latents.Funnel]:
     rules = latents.Rules(
         wanted.count, wanted.concreteness_min, wanted.relevance, wanted.scope, lab.config.seed
     )
-    prompts = _activations(lab, [_prompt(lab, q) for q in lab.questions])
+    prompts = _activations(lab, [prompt_pair(lab, q) for q in lab.questions])
     answers = _activations(lab, lab.engine.answers(lab.questions[:NORM_QUESTIONS]))
     return latents.select(rules, lab.questions, prompts, answers, lab.labels)
 
 
-def _prompt(lab: Lab, question: str) -> Pair:
+def prompt_pair(lab: Lab, question: str) -> Pair:
     """The prompt as a text to be read; its first token, an outlier in every model, is not pooled."""
     ids = lab.engine.encode_prompt([Message("user", question)])
     return Pair(ids[:1], ids[1:])

@@ -48,6 +48,11 @@ class _Entry(NamedTuple):
     category: Any = ""
 
 
+def counterpart(spec: str) -> str:
+    """The packaged set of other questions of the same kind; "" if the spec is not a packaged set."""
+    return {a: b for pair in (PACKAGED, ORGANISM) for a, b in (pair, pair[::-1])}.get(spec, "")
+
+
 def load_prompts(spec: str) -> PromptSet:
     """The questions that a spec names.
 

@@ -70,9 +70,9 @@ class Records:
             pair=pair_name(trial),
         )
 
-    def found(self, protocol: str) -> Any:
-        """What a protocol found before its plan; None if it has not."""
-        return stored_finding(self.store, protocol)[1]
+    def finding(self, protocol: str) -> tuple[dict[str, Any] | None, Any]:
+        """Settings of a protocol that looked before it planned, and what it found; None, None if not."""
+        return stored_finding(self.store, protocol)
 
     def arms(self, protocol: str) -> list[tuple[str, str]]:
         """(arm, model) pairs that are stored."""

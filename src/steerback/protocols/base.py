@@ -120,7 +120,7 @@ class Staged(Interface):
 
     def before(self, bench: Bench, inputs: Inputs, settings: Table) -> Any:
         """What the plan rests on, as a JSON value. It is asked for once per run and stored; `plan` and
-        those after it see it as `inputs.found[name]`, `analyse` as `records.found(name)`."""
+        those after it see it as `inputs.found[name]`, `analyse` as `records.finding(name)`."""
         ...
 
 

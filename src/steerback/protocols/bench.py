@@ -75,6 +75,10 @@ class Bench(Interface):
         """For each latent the `count` others whose directions have the largest cosine with its own."""
         ...
 
+    def relevant(self, questions: Sequence[str], latents: Sequence[int]) -> NDArray[np.bool_]:
+        """[questions, latents]: which have to do with which, by the rule the run chose latents by."""
+        ...
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Tokens of a piece of a response."""
         ...
