@@ -142,7 +142,11 @@ class _Scan:
         if mark == "(" and before.isspace():
             return "sentence"
         wraps = mark[0] == "\n" and mark.count("\n") == 1 and mark.isspace()
-        if wraps and before not in ".!?:…" and self.cased[anchor.end() : anchor.end() + 1].islower():
+        if (
+            wraps
+            and before not in ".!?:…"
+            and self.cased[anchor.end() : anchor.end() + 1].islower()
+        ):
             return "dash"
         return anchor.lastgroup or ""
 
@@ -224,8 +228,6 @@ class _Scan:
         """Adds what the rest of the sentence says; False when the hit means nothing here."""
         if hit.total < ENOUGH and not set(hit.points) - {"lead"}:
             return self._exclaims(hit, place)
-        if place == "clause" and not hit.leads and hit.points.get("reject") == hit.total < ENOUGH:
-            return False
         hit.opens = hit.opens or hit.interrupts
         if 2 <= hit.total < ENOUGH:
             self._support(hit)
@@ -276,10 +278,11 @@ def _is_led(needs: str, leads: tuple[Lead, ...]) -> bool:
 
 
 def _chains(hits: Iterable[_Hit]) -> Iterator[list[_Hit]]:
-    """Hits of one sentence and of sentences next to each other."""
+    """Hits of one sentence and of sentences next to each other, if they are not far apart."""
     chain: list[_Hit] = []
     for hit in hits:
-        if chain and hit.sentence - chain[-1].sentence > 1:
+        last = chain[-1] if chain else hit
+        if hit.sentence - last.sentence > 1 or hit.start - last.end > NEAR:
             yield chain
             chain = []
         chain.append(hit)
