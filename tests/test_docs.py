@@ -1,0 +1,65 @@
+"""What the documentation tells a reader to type is typed here."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from steerback.cli import main
+
+ROOT = Path(__file__).parents[1]
+SHORT = ("--latents", "2", "--prompts", "2")
+"""Keeps the demo of the README to seconds."""
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text("utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_python_examples_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, object] = {}
+    found = blocks(page, "python")
+    assert found
+    for block in found:
+        exec(compile(block, page, "exec"), space)
+
+
+def commands() -> list[list[str]]:
+    [block] = [b for b in blocks("README.md", "") if "steerback init" in b]
+    lines = block.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.strip()]
+
+
+def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = commands()
+    assert len(found) >= 9
+    for words in found:
+        extra = SHORT if words[0] == "demo" else ()
+        if words[0] == "run":
+            _shorten(Path(words[1]))
+        try:
+            main([*words, *extra])
+        except SystemExit as leave:
+            assert not leave.code, words
+
+
+def _shorten(file: Path) -> None:
+    """The same configuration with fewer latents and questions."""
+    text = file.read_text("utf-8")
+    for key, value in (("count", 2), ("rounds", 2), ("fresh", 4), ("prompts_per_direction", 2)):
+        text, n = re.subn(rf"(?m)^#? ?{key} = \d+", f"{key} = {value}", text)
+        assert n
+    file.write_text(text, "utf-8")
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
