@@ -110,16 +110,23 @@ def report(
     folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")],
     as_json: JsonFlag = False,
     judge: Annotated[str, typer.Option(help="Judge whose verdicts count.")] = "",
+    page: Annotated[
+        Path | None, typer.Option("--out", help="Page to write; else report.html by the runs.")
+    ] = None,
 ) -> None:
-    """The numbers of one or several runs."""
+    """One page about one or several runs, with figures and transcripts; or their numbers."""
     from steerback.console import headline
     from steerback.report.numbers import summaries
 
-    found = summaries(folders, judge)
     if as_json:
+        found = summaries(folders, judge)
         typer.echo(json.dumps([s.as_json() for s in found], indent=2, allow_nan=False))
-    else:
-        out.print(headline(found))
+        return
+    from steerback.report.page import write_report
+
+    made = write_report(folders, page, judge)
+    out.print(headline(made.summaries))
+    out.print(f"report: {made.path}")
 
 
 @app.command()

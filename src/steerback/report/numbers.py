@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from steerback import protocols
-from steerback.errors import UserError
+from steerback.errors import UserError, nearest
 from steerback.run import analyse
 from steerback.stats import Summary
 from steerback.store import Store
@@ -25,13 +25,26 @@ def run_folders(folders: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def known_protocols(store: Store) -> list[str]:
+    """Names of the protocols of the run that this version can analyse: those with trials, and those
+    of its configuration, which may have findings without trials."""
+    names = {c.protocol for c in store.counts()} | set(store.config.get("protocols", []))
+    return sorted(names & set(protocols.registry()))
+
+
+def check_judge(store: Store, judge: str) -> None:
+    """Raises UserError unless `judge` is empty or has verdicts in the run."""
+    known = [name for name in store.judges() if not name.endswith("/thirds")]
+    if judge and judge not in known:
+        raise UserError(f"{store.folder}: no verdicts of judge {judge!r}; {nearest(judge, known)}")
+
+
 def summaries(folders: Iterable[Path], judge: str = "") -> list[Summary]:
     """One summary per run, protocol, arm and model."""
     found: list[Summary] = []
     for folder in run_folders(folders):
         with Store.open(folder, mode="ro") as store:
-            known = protocols.registry()
-            names = {c.protocol for c in store.counts()} & set(known)
-            for analysis in analyse(store, sorted(names), judge).values():
+            check_judge(store, judge)
+            for analysis in analyse(store, known_protocols(store), judge).values():
                 found += analysis.summaries
     return found

@@ -1,0 +1,184 @@
+"""Everything that a report shows of one run, read once; the run may be going on meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from steerback import protocols
+from steerback.protocols.base import Analysis
+from steerback.records import Records
+from steerback.report.numbers import check_judge, known_protocols
+from steerback.report.strengths import Strength, strengths
+from steerback.stats import Outcome
+from steerback.store import Session, Store
+from steerback.types import Generation, Trial, Verdict
+
+HEADLINE = ("baseline", "esr")
+"""Protocols of the main job; any other has a section of its own."""
+CALIBRATION = "calibration"
+"""Protocol of the trials that find strengths; they are analysed as such and not listed."""
+
+
+class Row(NamedTuple):
+    """One trial; without verdict and outcome where nobody has judged it yet."""
+
+    trial: Trial
+    generation: Generation
+    verdict: Verdict | None
+    outcome: Outcome | None
+
+
+class Arm(NamedTuple):
+    protocol: str
+    arm: str
+    model: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one protocol found."""
+
+    name: str
+    asks: str
+    analysis: Analysis
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, ready to be shown."""
+
+    folder: Path
+    name: str
+    config: Mapping[str, Any]
+    judge: str
+    """The one whose verdicts are shown; empty if nobody has judged."""
+    judges: tuple[str, ...]
+    experiments: tuple[Experiment, ...]
+    rows: tuple[Row, ...]
+    strengths: tuple[Strength, ...]
+    funnel: tuple[tuple[str, int], ...]
+    labels: Mapping[str, str]
+    """Direction -> what it is said to stand for."""
+    sessions: tuple[Session, ...]
+    notes: tuple[str, ...]
+    """What a reader must know before the numbers."""
+
+    @property
+    def model(self) -> str:
+        return str(self.config.get("model", {}).get("name") or self.name)
+
+    @property
+    def target(self) -> float:
+        """First-attempt score that strengths aim at."""
+        return float(self.config.get("calibration", {}).get("target", 30.0))
+
+    @property
+    def unit(self) -> str:
+        return str(self.config.get("calibration", {}).get("unit", "raw"))
+
+    @property
+    def prompts(self) -> str:
+        """The questions by name, and how many there are if a session noted it."""
+        noted: Mapping[str, Any] = next(
+            (s.facts["prompts"] for s in reversed(self.sessions) if "prompts" in s.facts), {}
+        )
+        name = str(noted.get("name") or self.config.get("prompts") or "not recorded")
+        return f"{noted['n']:,} questions, {name}" if "n" in noted else name
+
+    @property
+    def method(self) -> str:
+        """Name of the search for strengths."""
+        return str(self.config.get("calibration", {}).get("method", "search"))
+
+    @property
+    def sampling(self) -> str:
+        s = self.config.get("sampling")
+        if not s:
+            return "not recorded"
+        return (
+            f"temperature {s['temperature']:g}, at most {s['max_new_tokens']} tokens, repetition "
+            f"penalty {s['repetition_penalty']:g}"
+        )
+
+    def arms(self) -> dict[Arm, list[Row]]:
+        """Trials by arm, in the order of their names."""
+        found: dict[Arm, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(Arm(row.trial.protocol, row.trial.arm, row.trial.model), []).append(
+                row
+            )
+        return dict(sorted(found.items()))
+
+
+def gather(folder: Path, judge: str = "") -> Run:
+    """Read a run. Raises UserError if it cannot be read or the judge has no verdicts in it."""
+    with Store.open(folder, mode="ro") as store:
+        check_judge(store, judge)
+        records = Records(store, judge)
+        names = known_protocols(store)
+        chosen = store.get_artifact("latents", [])
+        labels = {f"sae:{c['index']}": c["label"] for c in chosen if c.get("label")}
+        config = store.config
+        rows = sorted(_rows(store, records, names), key=lambda r: r.trial.key)
+        return Run(
+            folder=folder,
+            name=str(config.get("name") or folder.name),
+            config=config,
+            judge=records.judge,
+            judges=tuple(j for j in store.judges() if not j.endswith("/thirds")),
+            experiments=tuple(_experiments(records, names)),
+            rows=tuple(rows),
+            strengths=tuple(strengths(store, records, labels)),
+            funnel=tuple((s["rule"], s["left"]) for s in store.get_artifact("funnel", [])),
+            labels=labels,
+            sessions=tuple(store.sessions()),
+            notes=tuple(_notes(store, rows, names)),
+        )
+
+
+def _experiments(records: Records, names: Sequence[str]) -> Iterator[Experiment]:
+    """Those that found something."""
+    for name in names:
+        protocol = protocols.get(name)
+        analysis = protocol.analyse(records)
+        if analysis.summaries or analysis.comparisons or analysis.sheets:
+            yield Experiment(name, protocol.asks, analysis)
+
+
+def _rows(store: Store, records: Records, names: Sequence[str]) -> Iterator[Row]:
+    for name in names:
+        judged = set()
+        for record in records.of(name):
+            judged.add(record.trial.key)
+            yield Row(*record)
+        for trial, generation in store.trials(protocol=name):
+            if trial.key not in judged:
+                yield Row(trial, generation, None, None)
+
+
+def _notes(store: Store, rows: Sequence[Row], names: Sequence[str]) -> Iterator[str]:
+    """What is not finished, not judged, not known."""
+    sessions = store.sessions()
+    if sessions and sessions[-1].ended is None:
+        began = time.strftime("%Y-%m-%d %H:%M", time.gmtime(sessions[-1].started))
+        yield (
+            f"The session of {began} UTC has not ended: the run is going on, or was stopped. "
+            "These are the numbers of what was stored."
+        )
+    for name in names:
+        stored = [r for r in rows if r.trial.protocol == name]
+        planned = store.get_artifact(f"planned/{name}")
+        if planned is not None and len(stored) < planned:
+            yield f"{name}: {len(stored):,} of {planned:,} planned trials are stored."
+        waiting = sum(r.verdict is None for r in stored)
+        if waiting:
+            yield f"{name}: {waiting:,} of {len(stored):,} trials are not judged; no number counts them."
+    if not rows:
+        yield "No trial of an experiment is stored yet, only what comes before."
+    strange = {c.protocol for c in store.counts()} - {*names, CALIBRATION}
+    if strange:
+        yield f"Not analysed, for this version does not know them: {', '.join(sorted(strange))}."
