@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steerback.errors import UserError
+from steerback.judge import scan
 from steerback.judge import segment as module
 from steerback.judge.patterns import Patterns, load_patterns, packaged, parse, tomllib
 from steerback.judge.prefixes import prefixes
@@ -307,7 +308,7 @@ def test_one_s_own_patterns_are_used(tmp_path: Path) -> None:
 
 
 def test_every_group_and_guard_of_the_packaged_file_is_used() -> None:
-    source = Path(module.__file__).read_text("utf-8")
+    source = "".join(Path(m.__file__).read_text("utf-8") for m in (module, scan))
     for name in packaged().guards:
         assert f'"{name}"' in source
     used = set().union(*(re.findall(r"{([a-z_]+)}", v) for v in _strings(tomllib.loads(RAW))))
