@@ -198,8 +198,8 @@ def test_an_unknown_preset_has_neighbours() -> None:
         (
             'name = "mine"',
             'name = "mine"\nzzz = 1\nsede = 3',
-            "run.toml:3: unknown key zzz; known: calibration, directions, folder, judge, model, "
-            "name, prompts, protocols, sae, sampling, seed, settings (and 1 more)",
+            "run.toml:3: unknown key zzz; known: calibration, directions, folder, judge, judging, "
+            "model, name, prompts, protocols, sae, sampling, seed (and 2 more)",
         ),
         (
             "upper = 50.0",

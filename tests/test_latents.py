@@ -61,6 +61,8 @@ def test_whatever_is_chosen_passes_every_rule(
     left = [n for _, n in funnel.stages]
     assert left == sorted(left, reverse=True)
     assert left[-1] == len(chosen) <= count
+    if left[-1] < count:  # nothing that passes was overlooked
+        assert left[2] == left[1]
     has_to_do = relevant(prompts, rule)
     for c in chosen:
         assert prompts[:, c.index].max() > 0 or answers[:, c.index].max() > 0
@@ -78,6 +80,20 @@ def test_another_seed_draws_others() -> None:
         for s in (1, 1, 2)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_only_labels_without_a_rating_are_rated() -> None:
+    prompts, answers = activations(3, 40) + 1, activations(3, 40, 1)
+    labels = {k: Label(f"l{k}", 90.0 if k % 2 else None) for k in range(30)}
+    asked: list[str] = []
+
+    def rate(texts: list[str]) -> list[float | None]:
+        asked.extend(texts)
+        return [None if text == "l4" else 70.0 for text in texts]
+
+    chosen, _ = select(Rules(40, 65, "none", "run", 0), "abc", prompts, answers, labels, rate)
+    assert sorted(asked) == sorted(f"l{k}" for k in range(0, 30, 2))
+    assert {c.index for c in chosen} == set(range(30)) - {4}
 
 
 def test_labels_are_read_with_and_without_ratings(tmp_path: Path) -> None:

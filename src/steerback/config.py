@@ -22,7 +22,16 @@ from steerback.search import Method, SearchSettings
 from steerback.tomlfile import Document, Table
 from steerback.types import Sampling, Unit
 
-FREE_KEYS = ("name", "folder", "protocols", "settings.+", "model.device", "model.slots")
+FREE_KEYS = (
+    "name",
+    "folder",
+    "protocols",
+    "settings.+",
+    "model.device",
+    "model.slots",
+    "judging.calls",
+    "judging.connections",
+)
 """Keys that may differ when a run is resumed, because they cannot change a trial. `settings.+`:
 a protocol's table may be added or left out, but not changed."""
 
@@ -83,6 +92,12 @@ class DirectionsConfig(Table):
     )
     concreteness_min: float = Field(
         default=65.0, ge=0, le=100, description="Least concreteness of a label, 0-100; 0 keeps all."
+    )
+    rater: str = Field(
+        default="words",
+        min_length=1,
+        description="What rates labels that come without a rating. words: by their words, offline; or "
+        "a judge that is a language model (self, hf:MODEL, PROVIDER/MODEL).",
     )
     relevance: Literal["top-100", "zero", "none"] = Field(
         default="top-100",
@@ -157,6 +172,24 @@ class CalibrationConfig(Table):
         return SearchSettings(self.mean, self.sd, self.upper, self.target, self.rounds, self.method)
 
 
+class JudgingConfig(Table):
+    prompt: str | None = Field(
+        default=None, description="File with a judge prompt instead of the packaged one."
+    )
+    mode: Literal["verify", "trust"] = Field(
+        default="verify",
+        description="verify: a boundary counts only where the response bears it out; trust: the "
+        "judge's own split.",
+    )
+    calls: int | None = Field(
+        default=None, ge=1, description="Most calls to a provider's model; none: no cap."
+    )
+    base_url: str | None = Field(
+        default=None, description="Address of an OpenAI-compatible server, for PROVIDER/MODEL."
+    )
+    connections: int = Field(default=8, ge=1, description="Calls to a provider at the same time.")
+
+
 class RunConfig(Table):
     """One run, resolved: every value that was not given has its default."""
 
@@ -173,7 +206,15 @@ class RunConfig(Table):
         min_length=1,
         description="Questions: eval, heldout, a file (txt, jsonl, csv, toml) or a URL.",
     )
-    judge: str = Field(default="exact", min_length=1, description="What scores the responses.")
+    judge: str = Field(
+        default="exact",
+        min_length=1,
+        description="What scores the responses: exact (organisms), self, hf:MODEL, embed or "
+        "PROVIDER/MODEL.",
+    )
+    judging: JudgingConfig = Field(
+        default=JudgingConfig(), description="How a judge that is a language model works."
+    )
     model: ModelConfig = Field(description="The model and how it is run.")
     sae: SaeConfig = Field(description="The sparse autoencoder whose latents are steered with.")
     directions: DirectionsConfig = Field(

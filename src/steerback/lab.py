@@ -18,7 +18,7 @@ from steerback.engine.base import Progress, Watch
 from steerback.engine.hf import HFEngine
 from steerback.judge import thirds
 from steerback.judge.base import Judge
-from steerback.judge.exact import ExactJudge
+from steerback.judge.registry import make_judge
 from steerback.latents import Label, read_labels
 from steerback.prompts import load_prompts
 from steerback.sae import load_sae
@@ -29,6 +29,9 @@ from steerback.ui import Ui
 
 SOURCE = "sae"
 """Name of the run's SAE in its interventions."""
+
+JUDGE_CACHE = "judge-answers.sqlite"
+"""File of the run folder that keeps a provider's answers, so that none is paid for twice."""
 
 BATCH = 32
 """Finished trials that are stored together: what a kill can lose, with those in flight."""
@@ -47,10 +50,13 @@ class Lab:
         questions: Sequence[str],
         labels: dict[int, Label],
         ui: Ui,
+        towards: dict[str, str],
     ) -> None:
         self.config, self.store, self.engine, self.judge, self.ui = config, store, engine, judge, ui
         self.questions = tuple(questions)
         self.labels = labels
+        self.towards = towards
+        """Label of what each trial is steered towards, by trial key: some judges ask."""
         self.verdicts = store.verdicts(judge.name)
 
     @classmethod
@@ -68,7 +74,18 @@ class Lab:
             sources={SOURCE: sae},
             slots=config.model.slots,
         )
-        judge = ExactJudge()
+        towards: dict[str, str] = {}
+        judge = make_judge(
+            config.judge,
+            engine=engine,
+            labels=towards,
+            prompt=config.judging.prompt,
+            mode=config.judging.mode,
+            cap=config.judging.calls,
+            base_url=config.judging.base_url,
+            connections=config.judging.connections,
+            cache=store.folder / JUDGE_CACHE,
+        )
         store.note(
             model_hash=fingerprint(model, engine.model),
             sae_hash=sae.content_hash(),
@@ -86,6 +103,7 @@ class Lab:
             questions=prompts.questions,
             labels=labels,
             ui=ui,
+            towards=towards,
         )
 
     def execute(
@@ -101,12 +119,18 @@ class Lab:
         implicit: judge the first and last third of answers without a restart too.
         """
         wanted = {t.key: t for t in trials}
+        self.towards |= {key: self._label(t) for key, t in wanted.items()}
         todo = self.store.missing(wanted.values())
         with Desk(self.judge, self._keep, implicit=implicit) as desk:
             if len(todo) < len(wanted):
                 self._catch_up(desk, wanted)
             for batch in self._generate(todo, what, watch):
                 desk.submit(batch)
+
+    def _label(self, trial: Trial) -> str:
+        add = trial.steered_by
+        label = self.labels.get(add.index) if add and add.source == SOURCE else None
+        return label.text if label else ""
 
     def _catch_up(self, desk: Desk, wanted: dict[str, Trial]) -> None:
         """Judge what an interrupted run stored and did not judge, or judged but for the thirds."""

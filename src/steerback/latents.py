@@ -7,7 +7,7 @@ under the rule that left it out.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 Relevance = Literal["top-100", "zero", "none"]
 TOP = 100
 CANDIDATES = 3
-"""Random candidates per latent wanted, as published."""
+"""Random candidates per latent wanted and draw, as published."""
 
 
 @dataclass(frozen=True)
@@ -108,45 +108,78 @@ class Rules:
     seed: int
 
 
+Rate = Callable[[Sequence[str]], Sequence[float | None]]
+"""Concreteness (0-100) of labels; None where it could not be rated."""
+
+
 def select(
     rules: Rules,
     questions: Sequence[str],
     prompt_activations: Floats,
     answer_activations: Floats,
     labels: Mapping[int, Label],
+    rate: Rate | None = None,
 ) -> tuple[list[Chosen], Funnel]:
     """Latents to calibrate, in random order, and the funnel.
 
     prompt_activations: [questions, latents], max over each prompt's tokens; answer_activations:
     [answers, latents], max over unsteered answers. A latent is dead if it fires on none of these.
-    Random candidates are drawn from the living whose labels are concrete enough, three times as many
-    as wanted; relevance is judged among them, and the first `count` that pass are chosen.
+    Candidates are drawn from the living at random, three times as many as wanted (as published), and
+    again until enough pass or none is left; only candidates whose labels came without a rating are
+    given to `rate`.
     """
     n = prompt_activations.shape[1]
+    peak = np.vstack([prompt_activations, answer_activations]).max(axis=0)
+    pool = np.flatnonzero(peak > 0)
+    order = np.random.default_rng(derive_seed(rules.seed, "latents")).permutation(pool).tolist()
+    has_to_do = relevant(prompt_activations, rules.relevance)
+    chosen: list[Chosen] = []
+    drawn = concrete = 0
+    while len(chosen) < rules.count and drawn < len(order):
+        candidates = order[drawn : drawn + CANDIDATES * rules.count]
+        drawn += len(candidates)
+        passed = _concrete(candidates, labels, rules.concreteness_min, rate)
+        concrete += len(passed)
+        chosen += _irrelevant(passed, rules.scope, questions, has_to_do, labels)
     funnel = Funnel()
     funnel.note("latents of the SAE", n)
-    peak = np.vstack([prompt_activations, answer_activations]).max(axis=0)
-    pool = np.flatnonzero(peak > 0).tolist()
     funnel.note("fire on some prompt or unsteered answer", len(pool))
+    funnel.note("drawn at random", drawn)
     if labels and rules.concreteness_min > 0:
-        rated = {k: label.concreteness for k, label in labels.items()}
-        pool = [k for k in pool if (rated.get(k) or 0.0) >= rules.concreteness_min]
-        funnel.note(f"label rated {rules.concreteness_min:g} or more for concreteness", len(pool))
-    rng = np.random.default_rng(derive_seed(rules.seed, "latents"))
-    drawn = [pool[i] for i in rng.permutation(len(pool))[: CANDIDATES * rules.count]]
-    funnel.note("random candidates", len(drawn))
-    has_to_do = relevant(prompt_activations, rules.relevance)
-    chosen = []
-    for k in drawn:
+        funnel.note(f"label rated {rules.concreteness_min:g} or more for concreteness", concrete)
+    what = "irrelevant to every prompt" if rules.scope == "run" else "irrelevant to some prompt"
+    funnel.note(f"{what} ({rules.relevance})", len(chosen))
+    funnel.note("wanted", len(chosen[: rules.count]))
+    return chosen[: rules.count], funnel
+
+
+def _concrete(
+    candidates: Sequence[int], labels: Mapping[int, Label], least: float, rate: Rate | None
+) -> list[int]:
+    """Candidates whose label is rated `least` or more; all of them where there are no labels."""
+    if not labels or least <= 0:
+        return list(candidates)
+    named = [k for k in candidates if k in labels]
+    rated = {k: labels[k].concreteness for k in named}
+    unrated = [k for k in named if rated[k] is None]
+    if unrated and rate is not None:
+        rated |= zip(unrated, rate([labels[k].text for k in unrated]), strict=True)
+    return [k for k in named if (rated[k] or 0.0) >= least]
+
+
+def _irrelevant(
+    candidates: Sequence[int],
+    scope: Literal["run", "pair"],
+    questions: Sequence[str],
+    has_to_do: NDArray[np.bool_],
+    labels: Mapping[int, Label],
+) -> list[Chosen]:
+    found = []
+    for k in candidates:
         skip = tuple(q for q, yes in zip(questions, has_to_do[:, k], strict=True) if yes)
-        spare = len(questions) - len(skip)
-        if (rules.scope == "run" and not skip) or (rules.scope == "pair" and spare):
-            chosen.append(Chosen(k, labels[k].text if k in labels else "", skip))
-    rule = "irrelevant to every prompt" if rules.scope == "run" else "irrelevant to some prompt"
-    funnel.note(f"{rule} ({rules.relevance})", len(chosen))
-    chosen = chosen[: rules.count]
-    funnel.note("wanted", len(chosen))
-    return chosen, funnel
+        if not skip or (scope == "pair" and len(skip) < len(questions)):
+            found.append(Chosen(k, labels[k].text if k in labels else "", skip))
+    return found
 
 
 def as_json(chosen: Sequence[Chosen]) -> list[dict[str, Any]]:

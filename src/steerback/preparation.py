@@ -10,6 +10,7 @@ import numpy as np
 from steerback import latents
 from steerback.calibrate import Calibrator, Outcome, PromptPlan, calibration_key
 from steerback.engine.base import Pair
+from steerback.judge.registry import make_rater
 from steerback.lab import SOURCE, Lab
 from steerback.latents import Chosen
 from steerback.protocols.base import Direction, Inputs
@@ -77,7 +78,17 @@ def _drawn(lab: Lab) -> tuple[list[Chosen], latents.Funnel]:
     )
     prompts = _activations(lab, [prompt_pair(lab, q) for q in lab.questions])
     answers = _activations(lab, lab.engine.answers(lab.questions[:NORM_QUESTIONS]))
-    return latents.select(rules, lab.questions, prompts, answers, lab.labels)
+    return latents.select(rules, lab.questions, prompts, answers, lab.labels, _rater(lab))
+
+
+def _rater(lab: Lab) -> latents.Rate:
+    """What rates the labels that come without a rating; made when there are such."""
+
+    def rate(labels: Sequence[str]) -> Sequence[float | None]:
+        lab.ui.say(f"rating {len(labels)} labels by {lab.config.directions.rater!r}")
+        return make_rater(lab.config.directions.rater, engine=lab.engine)(labels)
+
+    return rate
 
 
 def prompt_pair(lab: Lab, question: str) -> Pair:
