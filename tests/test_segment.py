@@ -122,6 +122,31 @@ def test_what_only_looks_like_a_restart_is_none(line: str) -> None:
     assert segment(text) == [0]
 
 
+DOCS = Path(__file__).parent.parent / "docs" / "restarts.md"
+
+
+def documented(heading: str) -> list[str]:
+    """The examples of one table of the decision list."""
+    section = DOCS.read_text("utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = [row.split("|") for row in section.splitlines() if row.startswith("| ")]
+    return [e for row in rows[1:] for e in row[2].strip().split(" · ")]
+
+
+@pytest.mark.parametrize("example", documented("Counts"))
+def test_what_the_docs_say_counts_does(example: str) -> None:
+    before = "Bees dance in hives near the mill. " if example.startswith("⟦") else ""
+    text, starts = read(before + example + " Press the hem.")
+    assert segment(text) == starts
+    assert len(starts) == 2
+
+
+@pytest.mark.parametrize("example", documented("Does not count"))
+def test_what_the_docs_say_does_not_count_does_not(example: str) -> None:
+    opening = example.startswith("Let me start over. Fold")
+    before = "" if opening else "Bees dance in hives near the mill. "
+    assert segment(before + example + " Press the hem.") == [0]
+
+
 def test_a_phrase_that_loops_is_one_event() -> None:
     loop = "Bees dance. Wait, that's not right. The bees dance and dance. "
     once = segment("Fold it. " + loop)

@@ -17,7 +17,7 @@ from steerback.judge.prose import BLANK, prose
 from steerback.judge.scan import ENOUGH, NEAR, STOP, Hit, Scan
 
 _LABEL = re.compile(
-    r"(?:^|(?<=[\s.!?]))[\W\d]*(?P<who>[a-z][\w .'-]{0,30}?)\s*(?:\([^)\n]{0,30}\))?\s*:\s+"
+    r"(?:^|(?<=[\s.!?]))[\W\d]*(?P<who>[a-z][\w '-]{0,30}?)\s*(?:\([^)\n]{0,30}\))?\s*:\s+"
 )
 
 
