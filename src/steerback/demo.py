@@ -11,6 +11,7 @@ from steerback.config import from_preset
 from steerback.console import Terminal, examples, headline, transcript
 from steerback.lab import labels_of
 from steerback.records import Records
+from steerback.report.page import write_report
 from steerback.run import run
 from steerback.stats import Summary
 from steerback.store import Store
@@ -42,4 +43,5 @@ def run_demo(folder: Path, latents: int, prompts: int, seed: int, out: Console) 
         for record in examples(Records(store).of("esr"), TRANSCRIPTS):
             add = record.trial.steered_by
             out.print(transcript(record, labels[add.index].text if add else ""))
-    out.print(f"stored in {folder}; numbers: steerback report {folder} --json")
+    written = write_report([folder])
+    out.print(f"report: {written.path} (numbers: steerback report {folder} --json)")
