@@ -39,7 +39,7 @@ class Activity:
 def matched_sets(
     targets: Sequence[int], activity: Activity, excluded: Collection[int], count: int, seed: int
 ) -> list[list[int]]:
-    """`count` disjoint sets with one latent for each target, in the targets' order.
+    """`count` disjoint sets with one latent for each target (which must fire), in the targets' order.
 
     Targets, dead and `excluded` latents are never drawn. Distance is Euclidean in `coordinates`, each
     axis in units of its standard deviation over the latents that may be drawn. Targets take
@@ -54,14 +54,6 @@ def matched_sets(
             f"ablation: {count} random sets need {wanted} latents, but only {free.sum()} are alive "
             "and not excluded; use fewer random_sets, fewer detectors (k) or fewer neighbours"
         )
-    dead = [k for k in targets if np.isnan(at[k]).any()]
-    if dead:
-        raise UserError(
-            f"ablation: detector {dead[0]} never fires on steered text, so nothing matches it; "
-            "choose detectors by another rule"
-        )
-    if not wanted:
-        return [[] for _ in range(count)]
     scale = np.maximum(at[free].std(axis=0), 1e-9)
     rng = np.random.default_rng(derive_seed(seed, "matched sets"))
     sets = [[-1] * len(targets) for _ in range(count)]

@@ -63,11 +63,13 @@ class Ablation:
         near = {k for row in bench.nearest(steered, own.neighbours) for k in row}
         activity = _activity(bench, inputs, own)
         excluded = {*steered, *near}
-        sets = matched_sets(detectors, activity, excluded, own.random_sets, inputs.seed)
-        shown = [*detectors, *(k for one in sets for k in one)]
+        firing = [k for k in detectors if activity.frequency[k] > 0]
+        sets = matched_sets(firing, activity, excluded, own.random_sets, inputs.seed)
+        shown = [*firing, *(k for one in sets for k in one)]
         heldout = inputs.found["detectors"]["heldout"]
         relevant = bench.relevant(heldout, steered)
         return {
+            "matched": firing,
             "sets": sets,
             "activity": {
                 str(k): [float(activity.frequency[k]), float(activity.mean[k])] for k in shown
@@ -113,7 +115,7 @@ class Ablation:
             for measure in MEASURES
         ]
         sheets = [
-            _matching(detectors, found),
+            _matching(found, silent=len(detectors) - len(found["matched"])),
             *(_adjusted(c, s) for s, c in contrasts.items() if c),
         ]
         alone = [
@@ -224,11 +226,11 @@ def _times(outcomes: Sequence[Outcome], n: int) -> list[Outcome]:
     return [o for number in range(n) for o in _renamed(outcomes, number)]
 
 
-def _matching(detectors: Sequence[int], found: Any) -> Sheet:
+def _matching(found: Any, silent: int) -> Sheet:
     """Each detector beside its matches."""
     sets, activity, labels = found["sets"], found["activity"], found["labels"]
     rows = []
-    for place, k in enumerate(detectors):
+    for place, k in enumerate(found["matched"]):
         row: list[Entry] = [k, labels.get(str(k), ""), *activity[str(k)]]
         for one in sets:
             row += [one[place], *activity[str(one[place])]]
@@ -236,21 +238,25 @@ def _matching(detectors: Sequence[int], found: Any) -> Sheet:
     columns = ["detector", "label", "fires", "mean"]
     for n in range(1, len(sets) + 1):
         columns += [f"{RANDOM} {n}", "fires", "mean"]
-    notes = (
+    notes = [
         "fires: share of tokens of steered responses; mean: over all their tokens, as a clamp reads",
-        f"activation taken away, as a share of what the detectors lose: {_shares(detectors, found)}",
+        f"activation taken away, as a share of what the detectors lose: {_shares(found)}",
         f"never drawn: {found['dead']} latents that never fire there, the detectors, and "
         f"{found['excluded']} that are steered or nearest to those",
-    )
-    return Sheet("Random sets and what they match", tuple(columns), tuple(rows), notes)
+    ]
+    if silent:
+        notes.append(
+            f"{silent} detectors never fire there: clamping them does nothing, none matches"
+        )
+    return Sheet("Random sets and what they match", tuple(columns), tuple(rows), tuple(notes))
 
 
-def _shares(detectors: Sequence[int], found: Any) -> str:
+def _shares(found: Any) -> str:
     """Summed means of each set over that of the detectors: 1 is a control that takes as much away."""
     own, *others = (
-        sum(found["activity"][str(k)][1] for k in s) for s in (detectors, *found["sets"])
+        sum(found["activity"][str(k)][1] for k in s) for s in (found["matched"], *found["sets"])
     )
-    return ", ".join(f"{other / own:.2f}" for other in others)
+    return ", ".join(f"{other / own:.2f}" for other in others) if own else "nothing to take away"
 
 
 def _adjusted(contrasts: Sequence[Contrast], sample: str) -> Sheet:
