@@ -63,7 +63,8 @@ def _chains(hits: Iterable[Hit]) -> Iterator[list[Hit]]:
     chain: list[Hit] = []
     for hit in hits:
         last = chain[-1] if chain else hit
-        if hit.sentence - last.sentence > 1 or hit.start - last.end > NEAR:
+        apart = hit.sentence - last.sentence > 1 or hit.start - last.end > NEAR
+        if apart or (hit.total == 1 and _sum(chain) >= ENOUGH):
             yield chain
             chain = []
         chain.append(hit)
@@ -97,21 +98,33 @@ def _sum(hits: Iterable[Hit]) -> int:
 
 
 def _event(part: list[Hit]) -> Hit:
-    """One restart, from the first hit that can open it."""
-    first = next((n for n, h in enumerate(part) if h.opens or h.total >= ENOUGH), 0)
-    for n, hit in enumerate(part[first:], first):
-        if hit.sentence != part[first].sentence:
-            break
-        if part[first].total < ENOUGH <= hit.total and hit.interrupts:
-            first = n
-            break
-    if _sum(part[first:]) < ENOUGH:
-        first = 0
+    """One restart, from the first hit that can open it to the last."""
+    first = _opening(part)
     event = Hit(part[first].start, part[first].end, part[first].sentence)
     event.leads = part[first].leads
     for hit in part[first:]:
         event.absorb(hit)
     return event
+
+
+def _opening(part: list[Hit]) -> int:
+    """The hit that a restart starts with.
+
+    A mere remark on the answer opens it only if no interjection does in the sentence after it, and
+    a weak phrase only if no interruption breaks off its own sentence.
+    """
+    for n, hit in enumerate(part):
+        later = part[n + 1 :]
+        if _sum(part[n:]) < ENOUGH:
+            return 0
+        remark = hit.total == 1 and bool(later) and later[0].sentence > hit.sentence
+        broken = any(
+            h.sentence == hit.sentence and h.interrupts and h.total >= ENOUGH for h in later
+        )
+        held = not hit.opens or broken or (remark and bool(later[0].leads))
+        if hit.total >= ENOUGH or not held:
+            return n
+    return 0
 
 
 def _merged(text: str, events: list[Hit], patterns: Patterns) -> list[Hit]:
