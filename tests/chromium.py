@@ -135,6 +135,8 @@ class Page:
 
     def evaluate(self, expression: str) -> Any:
         """Value of a JavaScript expression, as JSON."""
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        found = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
