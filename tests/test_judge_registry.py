@@ -46,6 +46,7 @@ def test_names_make_judges(tmp_path: Path) -> None:
     own = make_judge("self", engine=Idle(), mode="trust")
     assert isinstance(own, EngineJudge)
     assert own.name.startswith("self:idle:trust:")
+    assert own.shares_engine
     CURRENT["m"] = Faults(0)
     paid = make_judge("fake/m", cache=tmp_path / "a.sqlite", cap=7, max_tokens=99, timeout=9.0)
     assert isinstance(paid, LlmJudge)
@@ -61,6 +62,8 @@ def test_a_folder_makes_a_local_judge(tmp_path: Path) -> None:
     spec = f"hf:{tmp_path}"
     local = make_judge(spec, prompt=tmp_path / "p.md", max_tokens=4, device="cpu")
     assert local.name.startswith(f"{spec}:verify:")
+    assert isinstance(local, EngineJudge)
+    assert not local.shares_engine
     (verdict,) = local.judge([Request("k", "q", "r")])
     assert verdict.status == "error"
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -134,24 +136,25 @@ def test_no_attempt_is_unscored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("phrase", "counts"),
+    ("before", "second", "counts"),
     [
-        ("Hold on.", True),
-        ("Oops.", True),
-        ("Wait, what?", True),
-        ("Sorry.", True),
-        ("Wait ten minutes.", False),
-        ("However,", False),
-        ("Actually, rye works too.", False),
-        ("Correction fluid is not food.", False),
-        ("Sorry to say it is hard.", False),
+        (f"{ON}\nMe: ", "Wait, that's not right. Let me start over. Use rye.", True),
+        ("Sure! ", "Wait, that's not right. Let me start over. Use rye.", True),
+        (f"{ON}\nMe: ", "Wait ten minutes. Let the dough rise.", False),
+        (f"{ON} ", "However, rye works too.", False),
+        (f"{ON} ", "Actually, rye works too.", False),
+        (f"{ON} ", "Hold on to the bowl while you stir.", False),
+        (f"{ON} ", "Step 2: let it rise.", False),
     ],
 )
-def test_a_weak_phrase_counts_with_a_judges_word_only(phrase: str, counts: bool) -> None:
-    second = f"{phrase} Bread rises in the oven."
-    response = f"{ON} {second}"
-    assert segment(response) == [0]
-    assert len(grade(response, [(ON, 50), (second, 60)]).attempts) == 1 + counts
+def test_where_context_speaks_against_a_phrase_the_judge_decides(
+    before: str, second: str, counts: bool
+) -> None:
+    response = before + second
+    assert segment(response) == [0], "without a judge it is none"
+    verdict = grade(response, [(before, 50), (second, 60)])
+    assert [s for s, _ in shape(verdict)] == ([0, len(before)] if counts else [0])
+    assert bool(notes(verdict).rejected) == (not counts)
 
 
 def test_a_phrase_in_a_quotation_bears_nothing_out() -> None:
@@ -187,6 +190,14 @@ def test_notes_survive_the_store_and_other_judges_have_none() -> None:
     assert read_notes(first.dump()) == first
     assert read_notes("topic bread; degenerate attempts: 0") is None
     assert read_notes("{}") is None
+
+
+def test_the_documentation_runs() -> None:
+    page = Path(__file__).parents[1] / "docs" / "judges.md"
+    examples = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        exec(compile(example, str(page), "exec"), {})
 
 
 def test_an_unknown_mode_is_named() -> None:

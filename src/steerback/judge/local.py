@@ -82,7 +82,8 @@ class EngineAsker:
 
 
 class EngineJudge(ModelJudge):
-    """An `EngineAsker` as a judge."""
+    """An `EngineAsker` as a judge. `shares_engine`: the engine is also the one that makes the trials,
+    so that the judge has to wait until it is idle."""
 
     def __init__(
         self,
@@ -94,7 +95,9 @@ class EngineJudge(ModelJudge):
         max_tokens: int = ANSWER_TOKENS,
         temperature: float = 0.0,
         patience: int | None = PATIENCE,
+        shares_engine: bool = True,
     ) -> None:
+        self.shares_engine = shares_engine
         asker = EngineAsker(
             engine, label=label, max_tokens=max_tokens, temperature=temperature, patience=patience
         )

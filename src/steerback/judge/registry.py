@@ -85,23 +85,24 @@ def make_rater(spec: str, **context: object) -> Callable[[Sequence[str]], list[f
 def _self(given: Context) -> Judge:
     if given.engine is None:
         raise UserError("judge 'self' needs the loaded model; give one, or use hf:MODEL")
-    return _through(given.engine, f"self:{given.engine.name}", given)
+    return _through(given.engine, f"self:{given.engine.name}", given, shares_engine=True)
 
 
 def _hf(model: str, given: Context) -> Judge:
     from steerback.engine.hf import HFEngine
 
     engine = HFEngine.load(model, device=given.device, dtype=given.dtype, slots=given.slots)
-    return _through(engine, f"hf:{model}", given)
+    return _through(engine, f"hf:{model}", given, shares_engine=False)
 
 
-def _through(engine: Engine, label: str, given: Context) -> Judge:
+def _through(engine: Engine, label: str, given: Context, shares_engine: bool) -> Judge:
     return EngineJudge(
         engine,
         label=label,
         prompt=Prompt.load(given.prompt),
         mode=given.mode,
         max_tokens=given.max_tokens or ANSWER_TOKENS,
+        shares_engine=shares_engine,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from dataclasses import dataclass
 
@@ -12,17 +11,8 @@ from steerback.judge.segment import restarts
 NEAR = 60
 """Characters between a judge's boundary and a restart phrase that still mean the same restart: judges
 put the phrase at the end of the old attempt as often as at the start of the new one."""
-_PIECE = 200
-
-# Too weak to be a restart by themselves; with a judge who starts an attempt here they are one.
-_INTERJECTION = re.compile(
-    r"[\W_]*(?:(?:oh|ah|um|uh|no|but|okay|ok)[\s,.…-]+)*(?:"
-    r"wait(?:[,.…!?—–-]|\s+(?:no|a (?:minute|second|moment|sec)|that|this|i|what|actually)\b)"
-    r"|(?:hold|hang) on\b|scratch that|strike that|w?hoops|oops|correction\s*[:,.—–-]"
-    r"|my (?:mistake|bad|apologies)\b|i apologi[sz]e|(?:i'?m |so )?sorry[,.!—–]"
-    r"|i (?:made|was) (?:a |an )?(?:mistake|error|wrong)|that(?:'s| is| was) (?:wrong|not right))",
-    re.IGNORECASE,
-)
+_PIECE, _BEFORE = 200, "The water has to boil for a while. "
+"""Characters read at the place itself, and an attempt for them to reject."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +57,8 @@ class Evidence:
         if not self._own_words(place) or not self.response[:place].strip():
             return False
         piece = self.response[place : place + _PIECE]
-        alone = restarts(f"Yes. {piece}")
-        return bool(_INTERJECTION.match(piece)) or bool(alone and alone[0].start <= 6)
+        alone = restarts(_BEFORE + piece)
+        return bool(alone) and alone[0].start == len(_BEFORE)
 
     def _own_words(self, place: int) -> bool:
         view = prose(self.response)
