@@ -84,8 +84,12 @@ class World:
             every = every > 0
         return (every if latents is None else every[:, list(latents)]).astype(np.float32)
 
-    def trace(self, text: Text, *, layer: int, latents: Sequence[int]) -> Floats:
-        return np.repeat(self.read([text], layer=layer, latents=latents), len(text.response_ids), 0)
+    def traces(self, texts: Sequence[Text], *, layer: int, latents: Sequence[int]) -> list[Floats]:
+        rows = self.read(texts, layer=layer, latents=latents)
+        return [
+            np.repeat(row[None], len(text.response_ids), 0)
+            for row, text in zip(rows, texts, strict=True)
+        ]
 
     def nearest(self, latents: Sequence[int], count: int) -> list[list[int]]:
         return [[(k + 20 + i) % LATENTS for i in range(count)] for k in latents]

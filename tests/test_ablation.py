@@ -17,10 +17,12 @@ from runs import small
 from steerback.errors import UserError
 from steerback.matching import NEAREST, Activity, matched_sets
 from steerback.protocols.ablation import Ablation, Settings
-from steerback.protocols.base import Inputs
+from steerback.protocols.base import Analysis, Inputs
 from steerback.protocols.detectors import Detectors
 from steerback.protocols.detectors import Settings as Search
 from steerback.protocols.esr import Esr
+from steerback.protocols.matching import Matching
+from steerback.protocols.matching import Settings as Match
 from steerback.records import Records
 from steerback.run import run
 from steerback.standardise import difference_at_equal_first_score
@@ -28,9 +30,8 @@ from steerback.stats import Outcome, compare
 from steerback.store import Store
 from steerback.types import Trial
 
-SETTINGS = Settings(
-    prompts_per_direction=20, heldout_prompts_per_direction=4, leave_one_out=1, neighbours=1
-)
+SETTINGS = Settings(prompts_per_direction=20, heldout_prompts_per_direction=4, leave_one_out=1)
+MATCHED = Match(neighbours=1)
 
 
 def prepared(bench: world.World, detectors: list[int]) -> Inputs:
@@ -39,14 +40,12 @@ def prepared(bench: world.World, detectors: list[int]) -> Inputs:
     found = Detectors().before(bench, inputs, Search(derangements=3))
     inputs = replace(inputs, found={"detectors": {**found, "chosen": detectors}})
     bench.judge(Esr().plan(inputs, Esr().settings(prompts_per_direction=20)), {}, 0.6)
-    finding = Ablation().before(bench, inputs, SETTINGS)
-    for name, settings, value in (
-        ("detectors", Search(derangements=3), inputs.found["detectors"]),
-        ("ablation", SETTINGS, finding),
-    ):
-        stored = {"settings": settings.model_dump(mode="json"), "found": value}
-        bench.store.put_artifact(f"found/{name}", stored)
-    return replace(inputs, found={**inputs.found, "ablation": finding})
+    for protocol, settings in ((Matching(), MATCHED), (Ablation(), SETTINGS)):
+        finding = protocol.before(bench, inputs, settings)
+        inputs = replace(inputs, found={**inputs.found, protocol.name: finding})
+        stored = {"settings": settings.model_dump(mode="json"), "found": finding}
+        bench.store.put_artifact(f"found/{protocol.name}", stored)
+    return inputs
 
 
 @pytest.fixture
@@ -72,7 +71,7 @@ def by_arm(trials: list[Trial]) -> dict[str, list[Trial]]:
 def test_arms_differ_in_nothing_but_the_clamps(bench):
     inputs = prepared(bench, [world.DETECTOR, world.TRACKER])
     arms = by_arm(Ablation().plan(inputs, SETTINGS))
-    sets = inputs.found["ablation"]["sets"]
+    sets = inputs.found["matching"]["sets"]
     wanted = {"detectors": [7, 11], "without 7": [11]}
     wanted |= {f"random set {n}": one for n, one in enumerate(sets, 1)}
     fresh = {"steered, held out": []}
@@ -95,7 +94,7 @@ def test_arms_differ_in_nothing_but_the_clamps(bench):
 
 def test_random_sets_hold_nothing_that_could_explain_an_effect(bench):
     inputs = prepared(bench, [world.DETECTOR, world.TRACKER])
-    drawn = [k for one in inputs.found["ablation"]["sets"] for k in one]
+    drawn = [k for one in inputs.found["matching"]["sets"] for k in one]
     steered = {d.index for d in inputs.directions}
     nearest = {k + 20 for k in steered}
     assert len(drawn) == len(set(drawn)) == 6
@@ -105,7 +104,7 @@ def test_random_sets_hold_nothing_that_could_explain_an_effect(bench):
 def effects(bench: world.World, restart: dict[int, float], otherwise: float, detectors: list[int]):
     """What the analysis says if these latents, when clamped, lower the chance of a restart."""
     inputs = prepared(bench, detectors)
-    every = {k: otherwise for one in inputs.found["ablation"]["sets"] for k in one}
+    every = {k: otherwise for one in inputs.found["matching"]["sets"] for k in one}
     bench.judge(Ablation().plan(inputs, SETTINGS), {**every, **restart}, 0.6)
     analysis = Ablation().analyse(bench.records)
     multi = {title: c for title, c in analysis.comparisons if c.measure == "multi_attempt"}
@@ -148,24 +147,25 @@ def test_damage_that_any_clamp_does_is_no_specific_effect(bench):
 
 def test_sheets_are_tables(bench):
     analysis, _ = effects(bench, {}, 0.6, [world.DETECTOR, world.TRACKER])
-    titles = [s.title for s in analysis.sheets]
-    assert titles[0] == "Random sets and what they match"
-    assert len(titles) == 4
-    assert all(len(row) == len(s.columns) for s in analysis.sheets for row in s.rows)
+    (matching,) = Matching().analyse(bench.records).sheets
+    assert len(analysis.sheets) == 3
+    assert [row[0] for row in matching.rows] == [world.DETECTOR, world.TRACKER]
+    sheets = (*analysis.sheets, matching)
+    assert all(len(row) == len(s.columns) for s in sheets for row in s.rows)
 
 
 def test_a_detector_that_never_fires_on_steered_text_has_no_match(bench):
     inputs = prepared(bench, [world.DETECTOR, world.DEAD])
-    assert inputs.found["ablation"]["matched"] == [world.DETECTOR]
-    assert [len(one) for one in inputs.found["ablation"]["sets"]] == [1, 1, 1]
-    (sheet,) = Ablation().analyse(bench.records).sheets
+    assert inputs.found["matching"]["detectors"] == [world.DETECTOR]
+    assert [len(one) for one in inputs.found["matching"]["sets"]] == [1, 1, 1]
+    (sheet,) = Matching().analyse(bench.records).sheets
     assert sheet.notes[-1].startswith("1 detectors never fire there")
 
 
 def test_a_run_that_stopped_half_way_is_analysed_as_far_as_it_goes(bench):
     inputs = prepared(bench, [world.DETECTOR])
     planned = Ablation().plan(inputs, SETTINGS)
-    assert len(Ablation().analyse(bench.records).sheets) == 1
+    assert Ablation().analyse(bench.records) == Analysis()
     bench.judge([t for t in planned if t.arm == "detectors"], {}, 0.6)
     titles = {title for title, _ in Ablation().analyse(bench.records).comparisons}
     assert titles == {"detectors, against steered"}
@@ -174,7 +174,7 @@ def test_a_run_that_stopped_half_way_is_analysed_as_far_as_it_goes(bench):
 def test_without_detectors_there_is_nothing_to_clamp(bench):
     inputs = replace(world.inputs(), found={"detectors": {"chosen": [], "heldout": []}})
     with pytest.raises(UserError, match="no latent passes the rule for detectors"):
-        Ablation().plan(inputs, SETTINGS)
+        Matching().before(None, inputs, MATCHED)
 
 
 # --- matching --------------------------------------------------------------------------------
@@ -284,9 +284,11 @@ def organism(folder: Path):
     amount = {"prompts_per_direction": 6}
     return small(
         folder,
-        protocols=["ablation"],
+        protocols=["detectors", "matching", "ablation"],
         settings={
-            "ablation": {**amount, "heldout_prompts_per_direction": 0, "random_sets": 1},
+            "ablation": {**amount, "heldout_prompts_per_direction": 0},
+            "matching": {"random_sets": 1},
+            "detectors": {"derangements": 2},
         },
     )
 
@@ -312,6 +314,6 @@ def test_a_second_run_makes_nothing_new(finished):
 
 def test_other_settings_need_another_folder(finished):
     changed = organism(finished)
-    settings = {**changed.settings, "detectors": {"k": 3}}
+    settings = {**changed.settings, "detectors": {"k": 3, "derangements": 2}}
     with pytest.raises(UserError, match=r"detectors was run with other settings"):
         run(changed.model_copy(update={"settings": settings}))

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from steerback import chat
-from steerback.engine.base import Pair
+from steerback.engine.base import Pair, Watch
 from steerback.lab import SOURCE, Lab
 from steerback.latents import relevant
 from steerback.preparation import prompt_pair
@@ -17,7 +17,7 @@ from steerback.protocols.bench import Floats, Pooling, Text
 from steerback.records import Records
 from steerback.types import Generation, Trial
 
-CHUNK = 512
+CHUNK = 128
 """Texts read at a time: besides the result, the readings of one chunk are held."""
 ROWS = 4096
 """Decoder rows held while neighbours are looked for."""
@@ -67,11 +67,22 @@ class Instruments:
                 out[row] = reading.values
         return out
 
-    def trace(self, text: Text, *, layer: int, latents: Sequence[int]) -> Floats:
-        (reading,) = self._lab.engine.read(
-            [_pair(text)], source=SOURCE, layer=layer, latents=latents, pool="none"
+    def traces(self, texts: Sequence[Text], *, layer: int, latents: Sequence[int]) -> list[Floats]:
+        pairs = [_pair(t) for t in texts]
+        readings = self._lab.engine.read(
+            pairs, source=SOURCE, layer=layer, latents=latents, pool="none"
         )
-        return reading.values
+        return [r.values for r in readings]
+
+    def watch(self, trials: Sequence[Trial], what: str, latents: Sequence[int]) -> list[Floats]:
+        watch = Watch(SOURCE, self.readout_layer, tuple(latents))
+        self._lab.execute(trials, what, watch=watch)
+        found = {
+            key: trace.values
+            for protocol in sorted({t.protocol for t in trials})
+            for key, trace in self._lab.store.traces(protocol=protocol)
+        }
+        return [found[t.key] for t in trials]
 
     def nearest(self, latents: Sequence[int], count: int) -> list[list[int]]:
         source = self._lab.engine.sources[SOURCE]

@@ -10,12 +10,11 @@ from typing import Any
 
 from steerback import protocols
 from steerback.config import FREE_KEYS, RunConfig
-from steerback.engine.base import Watch
 from steerback.errors import UserError
 from steerback.instruments import Instruments
-from steerback.lab import SOURCE, Lab
+from steerback.lab import Lab
 from steerback.preparation import prepare
-from steerback.protocols.base import Analysis, Inputs, Protocol, Staged, Watching
+from steerback.protocols.base import Analysis, Inputs, Staged
 from steerback.records import Records, stored_finding
 from steerback.store import Store
 from steerback.tomlfile import Table
@@ -37,8 +36,7 @@ def run(config: RunConfig, ui: Ui | None = None) -> dict[str, Analysis]:
             trials = protocol.plan(inputs, settings)
             store.put_artifact(f"planned/{protocol.name}", len(trials))
             ui.stage(f"{protocol.name}: {len(trials)} trials")
-            watch = watched(lab, protocol, inputs, settings)
-            lab.execute(trials, protocol.name, watch=watch, implicit=True)
+            lab.execute(trials, protocol.name, implicit=True)
         return analyse(store, names)
 
 
@@ -56,12 +54,6 @@ def look(lab: Lab, protocol: Staged, inputs: Inputs, settings: Table) -> Any:
         found = protocol.before(Instruments(lab), inputs, settings)
         lab.store.put_artifact(f"found/{name}", {"settings": wanted, "found": found})
     return found
-
-
-def watched(lab: Lab, protocol: Protocol, inputs: Inputs, settings: Table) -> Watch | None:
-    """The latents that the protocol wants read while its trials are generated."""
-    latents = protocol.watch(inputs, settings) if isinstance(protocol, Watching) else ()
-    return Watch(SOURCE, lab.config.readout_layer, latents) if latents else None
 
 
 def analyse(store: Store, names: list[str], judge: str = "") -> dict[str, Analysis]:

@@ -6,19 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
 from pydantic import Field
 
-from steerback.errors import UserError
-from steerback.matching import Activity, matched_sets
-from steerback.protocols.base import Analysis, Cell, Entry, Inputs, Sheet, cells, trial
-from steerback.protocols.bench import Bench, Pooling
-from steerback.protocols.detectors import text_of
+from steerback.protocols.base import Analysis, Cell, Inputs, Sheet, cells, trial
+from steerback.protocols.bench import Bench
 from steerback.records import Records
 from steerback.standardise import difference_at_equal_first_score
 from steerback.stats import Comparison, Outcome, compare, holm
 from steerback.tomlfile import Table
-from steerback.types import Intervention, Trial, derive_seed
+from steerback.types import Intervention, Trial
 
 STEERED, DETECTORS, RANDOM, WITHOUT = "steered", "detectors", "random set", "without"
 HELDOUT = ", held out"
@@ -34,19 +30,8 @@ class Settings(Table):
         ge=0,
         description="Held-out questions per direction, as a second sample; 0 leaves it out.",
     )
-    random_sets: int = Field(
-        default=3, ge=1, description="Sets of random latents, as active as the detectors."
-    )
-    neighbours: int = Field(
-        default=5,
-        ge=0,
-        description="Latents nearest to each steered one that no random set may hold.",
-    )
     leave_one_out: int = Field(
         default=0, ge=0, description="Detectors, from the best on, that are left out one at a time."
-    )
-    texts: int = Field(
-        default=256, ge=1, description="Steered responses that activity is matched on."
     )
 
 
@@ -54,54 +39,33 @@ class Ablation:
     name = "ablation"
     asks = "Does the model restart less when its detectors are held at zero?"
     settings: type[Table] = Settings
-    needs: tuple[str, ...] = ("esr", "detectors")
+    needs: tuple[str, ...] = ("esr", "detectors", "matching")
 
     def before(self, bench: Bench, inputs: Inputs, settings: Table) -> Any:
-        own = cast("Settings", settings)
-        detectors = chosen_detectors(inputs)
-        steered = [d.index for d in inputs.directions if d.source == bench.source]
-        near = {k for row in bench.nearest(steered, own.neighbours) for k in row}
-        activity = _activity(bench, inputs, own)
-        excluded = {*steered, *near}
-        firing = [k for k in detectors if activity.frequency[k] > 0]
-        sets = matched_sets(firing, activity, excluded, own.random_sets, inputs.seed)
-        shown = [*firing, *(k for one in sets for k in one)]
         heldout = inputs.found["detectors"]["heldout"]
+        steered = [d.index for d in inputs.directions]
         relevant = bench.relevant(heldout, steered)
         return {
-            "matched": firing,
-            "sets": sets,
-            "activity": {
-                str(k): [float(activity.frequency[k]), float(activity.mean[k])] for k in shown
-            },
-            "labels": {str(k): bench.labels[k] for k in shown if k in bench.labels},
-            "dead": int((activity.frequency == 0).sum()),
-            "excluded": len(excluded),
             "skip": {
-                str(k): [q for q, yes in zip(heldout, column, strict=True) if yes]
-                for k, column in zip(steered, relevant.T, strict=True)
-            },
+                d.id: [q for q, yes in zip(heldout, column, strict=True) if yes]
+                for d, column in zip(inputs.directions, relevant.T, strict=True)
+            }
         }
 
     def plan(self, inputs: Inputs, settings: Table) -> list[Trial]:
         own = cast("Settings", settings)
-        detectors, found = chosen_detectors(inputs), inputs.found[self.name]
-        arms = {DETECTORS: detectors}
-        arms |= {f"{RANDOM} {n}": one for n, one in enumerate(found["sets"], 1)}
+        arms = clamped_arms(inputs)
+        detectors = arms[DETECTORS]
         alone = detectors[: own.leave_one_out] if len(detectors) > 1 else []
         left_out = {f"{WITHOUT} {k}": [j for j in detectors if j != k] for k in alone}
         replayed = list(cells(inputs, own.prompts_per_direction))
-        fresh = list(cells(_heldout(inputs, found), own.heldout_prompts_per_direction))
+        fresh = list(cells(_heldout(inputs), own.heldout_prompts_per_direction))
         return [
             *_replay(inputs, replayed, {**arms, **left_out}),
             *_replay(inputs, fresh, {STEERED: [], **arms}, HELDOUT),
         ]
 
     def analyse(self, records: Records) -> Analysis:
-        settings, found = records.finding(self.name)
-        if settings is None:
-            return Analysis()
-        detectors = records.finding("detectors")[1]["chosen"]
         arms = {
             arm: [r.outcome for r in records.of(self.name, arm)]
             for arm, _ in records.arms(self.name)
@@ -114,10 +78,7 @@ class Ablation:
             for title, a, b in each
             for measure in MEASURES
         ]
-        sheets = [
-            _matching(found, silent=len(detectors) - len(found["matched"])),
-            *(_adjusted(c, s) for s, c in contrasts.items() if c),
-        ]
+        sheets = [_adjusted(c, s) for s, c in contrasts.items() if c]
         alone = [
             arm
             for arm in arms
@@ -131,15 +92,12 @@ class Ablation:
 # --- plan ------------------------------------------------------------------------------------
 
 
-def chosen_detectors(inputs: Inputs) -> list[int]:
-    """Raises UserError where the search found none."""
-    found: list[int] = inputs.found["detectors"]["chosen"]
-    if not found:
-        raise UserError(
-            "no latent passes the rule for detectors, so there is nothing to clamp; see "
-            "`steerback report`, and choose another rule or a lower bound in a new folder"
-        )
-    return found
+def clamped_arms(inputs: Inputs) -> dict[str, list[int]]:
+    """The latents that each arm holds at zero."""
+    sets = inputs.found["matching"]["sets"]
+    return {DETECTORS: inputs.found["detectors"]["chosen"]} | {
+        f"{RANDOM} {n}": one for n, one in enumerate(sets, 1)
+    }
 
 
 def clamps(cell: Cell, latents: Sequence[int]) -> list[Intervention]:
@@ -158,32 +116,12 @@ def _replay(
     ]
 
 
-def _heldout(inputs: Inputs, found: Any) -> Inputs:
+def _heldout(inputs: Inputs) -> Inputs:
     """The same directions with held-out questions, each without those it has to do with."""
-    directions = tuple(
-        replace(d, skip=frozenset(found["skip"].get(str(d.index), ()))) for d in inputs.directions
-    )
+    skip = inputs.found["ablation"]["skip"]
+    directions = tuple(replace(d, skip=frozenset(skip[d.id])) for d in inputs.directions)
     questions = tuple(inputs.found["detectors"]["heldout"])
     return replace(inputs, questions=questions, directions=directions)
-
-
-def _activity(bench: Bench, inputs: Inputs, settings: Settings) -> Activity:
-    """How active latents are on steered text, where and as a clamp reads them.
-
-    A clamp sees the stream that enters the edit. Edits stand at the steer layer alone, so that stream
-    depends on the tokens only: reading the steered responses without interventions gives just it.
-    """
-    read = (text_of(r.generation) for r in bench.records.of("esr", STEERED))
-    texts = [t for t in read if t.response_ids]
-    rng = np.random.default_rng(derive_seed(inputs.seed, "matching texts"))
-    drawn = [texts[i] for i in rng.permutation(len(texts))[: settings.texts]]
-    lengths = np.array([len(t.response_ids) for t in drawn], np.float64)
-    pools: tuple[Pooling, ...] = ("active", "mean")
-    frequency, mean = (
-        lengths @ bench.read(drawn, layer=bench.steer_layer, pool=pool) / lengths.sum()
-        for pool in pools
-    )
-    return Activity(frequency, mean)
 
 
 # --- analysis --------------------------------------------------------------------------------
@@ -224,39 +162,6 @@ def _renamed(outcomes: Sequence[Outcome], number: int) -> list[Outcome]:
 def _times(outcomes: Sequence[Outcome], n: int) -> list[Outcome]:
     """A trial for each set that it is compared with; clusters are resampled whole, copies with them."""
     return [o for number in range(n) for o in _renamed(outcomes, number)]
-
-
-def _matching(found: Any, silent: int) -> Sheet:
-    """Each detector beside its matches."""
-    sets, activity, labels = found["sets"], found["activity"], found["labels"]
-    rows = []
-    for place, k in enumerate(found["matched"]):
-        row: list[Entry] = [k, labels.get(str(k), ""), *activity[str(k)]]
-        for one in sets:
-            row += [one[place], *activity[str(one[place])]]
-        rows.append(tuple(row))
-    columns = ["detector", "label", "fires", "mean"]
-    for n in range(1, len(sets) + 1):
-        columns += [f"{RANDOM} {n}", "fires", "mean"]
-    notes = [
-        "fires: share of tokens of steered responses; mean: over all their tokens, as a clamp reads",
-        f"activation taken away, as a share of what the detectors lose: {_shares(found)}",
-        f"never drawn: {found['dead']} latents that never fire there, the detectors, and "
-        f"{found['excluded']} that are steered or nearest to those",
-    ]
-    if silent:
-        notes.append(
-            f"{silent} detectors never fire there: clamping them does nothing, none matches"
-        )
-    return Sheet("Random sets and what they match", tuple(columns), tuple(rows), tuple(notes))
-
-
-def _shares(found: Any) -> str:
-    """Summed means of each set over that of the detectors: 1 is a control that takes as much away."""
-    own, *others = (
-        sum(found["activity"][str(k)][1] for k in s) for s in (found["matched"], *found["sets"])
-    )
-    return ", ".join(f"{other / own:.2f}" for other in others) if own else "nothing to take away"
 
 
 def _adjusted(contrasts: Sequence[Contrast], sample: str) -> Sheet:

@@ -124,15 +124,6 @@ class Staged(Interface):
         ...
 
 
-@runtime_checkable
-class Watching(Interface):
-    """What a protocol has besides, if latents are to be read while its trials are generated."""
-
-    def watch(self, inputs: Inputs, settings: Table) -> tuple[int, ...]:
-        """Latents of the run's SAE, read at its readout layer at every token; () watches none."""
-        ...
-
-
 def cells(inputs: Inputs, per_direction: int) -> Iterator[Cell]:
     """Each direction with `per_direction` questions it has nothing to do with, drawn without
     replacement (all of them, and again, if there are fewer). Question and seed depend on the run's

@@ -67,8 +67,13 @@ class Bench(Interface):
         pooled over response tokens."""
         ...
 
-    def trace(self, text: Text, *, layer: int, latents: Sequence[int]) -> Floats:
-        """Teacher-forced activations [tokens, latents] of one text."""
+    def traces(self, texts: Sequence[Text], *, layer: int, latents: Sequence[int]) -> list[Floats]:
+        """Teacher-forced activations [tokens, latents] of each text."""
+        ...
+
+    def watch(self, trials: Sequence[Trial], what: str, latents: Sequence[int]) -> list[Floats]:
+        """Activations [tokens, latents] at the readout layer, taken while each trial is generated (and
+        judged and stored; a stored trial is taken as it is)."""
         ...
 
     def nearest(self, latents: Sequence[int], count: int) -> list[list[int]]:
