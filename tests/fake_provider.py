@@ -18,7 +18,14 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from inspect_ai.model import ChatMessage, GenerateConfig, ModelAPI, ModelOutput, modelapi
+from inspect_ai.model import (
+    ChatMessage,
+    GenerateConfig,
+    ModelAPI,
+    ModelOutput,
+    StopReason,
+    modelapi,
+)
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from steerback.judge.base import Request
@@ -64,7 +71,7 @@ def truth(response: str) -> list[tuple[int, str, float]]:
 
 FAULTS = (
     *("429", "500", "slow", "reset", "empty", "truncated", "foreign", "invented"),
-    *("150", "high", "prose", "echo"),
+    *("150", "high", "prose", "echo", "refused"),
 )
 
 
@@ -75,6 +82,7 @@ class Reply:
     status: int
     text: str
     delay: float = 0.0
+    refused: bool = False
 
 
 @dataclass
@@ -111,6 +119,7 @@ class Faults:
             "slow": Reply(200, good, self.slow),
             "empty": Reply(200, ""),
             "truncated": Reply(200, good[: len(good) * 2 // 3]),
+            "refused": Reply(200, "I cannot help with that.", refused=True),
             "prose": Reply(200, f"I would say 90. My key is {self.key}."),
         }
         return failures.get(kind) or Reply(200, self._lie(kind, attempts))
@@ -168,7 +177,8 @@ class FakeAPI(ModelAPI):
             raise ConnectionResetError("connection reset by peer")
         if reply.status != 200:
             raise HTTPError(reply.status, reply.text)
-        return ModelOutput.from_content(self.model_name, reply.text)
+        reason: StopReason = "content_filter" if reply.refused else "stop"
+        return ModelOutput.from_content(self.model_name, reply.text, reason)
 
     def should_retry(self, ex: Exception) -> bool:
         return isinstance(ex, HTTPError) and ex.status in (429, 500)
@@ -199,7 +209,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, reply: Reply, model: str) -> None:
         message = {"role": "assistant", "content": reply.text}
-        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        reason = "content_filter" if reply.refused else "stop"
+        choice = {"index": 0, "finish_reason": reason, "message": message}
         good = {
             "id": "1",
             "object": "chat.completion",
@@ -211,6 +222,8 @@ class _Handler(BaseHTTPRequestHandler):
         data = json.dumps(good if reply.status == 200 else error).encode()
         self.send_response(reply.status)
         self.send_header("Content-Type", "application/json")
+        if reply.status == 429:
+            self.send_header("Retry-After", "7")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

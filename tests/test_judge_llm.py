@@ -7,6 +7,7 @@ import logging
 import random
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ def test_a_dead_provider_stops_the_run(kind: str, calls_each: int) -> None:
 
 
 def test_a_model_that_answers_anything_else_stops_the_run() -> None:
-    faults = Faults(1, only=("prose", "high", "150", "empty", "truncated", "foreign"))
+    unfit = ("prose", "high", "150", "empty", "truncated", "foreign", "refused")
+    faults = Faults(1, only=unfit)
     with pytest.raises(UserError, match="20 answers were not in the format in a row"):
         judge(faults, unfit=20).judge(responses(60))
     assert faults.calls < 120
@@ -213,7 +215,16 @@ def test_what_looks_like_a_key_is_hidden_from_errors_only() -> None:
     assert redact("the key idea: a token is a word") == "the key idea: a token is a word"
 
 
-@pytest.mark.parametrize("kind", ["good", "500", "echo"])
+@dataclass(frozen=True)
+class Recording(Backoff):
+    hints: list[float | None] = field(default_factory=list)
+
+    def wait(self, failures: int, hint: float | None = None) -> float:
+        self.hints.append(hint)
+        return super().wait(failures, hint)
+
+
+@pytest.mark.parametrize("kind", ["good", "429", "500", "echo", "refused"])
 def test_an_openai_server_on_loopback(
     kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
@@ -224,7 +235,8 @@ def test_an_openai_server_on_loopback(
     requests, path = responses(30), tmp_path / "a.sqlite"
     with served(faults) as (url, seen):
         address = Address("openai-api/local/m", base_url=url, timeout=20, connections=6)
-        asked = LlmJudge(address, backoff=QUICK, cache=AnswerCache(path), down=99)
+        backoff = Recording(tries=8, first=0.005, most=0.02)
+        asked = LlmJudge(address, backoff=backoff, cache=AnswerCache(path), down=99)
         verdicts = asked.judge(requests[:20]) + asked.judge(requests[20:])
     assert seen == {f"Bearer {CANARY}"}, "the key went where it belongs"
     assert faults.calls == asked.network.cap.used, "the SDK tried nothing by itself"
@@ -232,7 +244,8 @@ def test_an_openai_server_on_loopback(
     assert all(
         is_true(r, v) or v.status == "error" for r, v in zip(requests, verdicts, strict=True)
     )
-    assert ("error" in {v.status for v in verdicts}) == (kind == "echo")
+    assert ("error" in {v.status for v in verdicts}) == (kind in ("echo", "refused"))
+    assert set(backoff.hints) == ({7.0} if kind == "429" else {None} if kind == "500" else set())
     assert CANARY not in everything(verdicts, path, caplog)
 
 

@@ -145,7 +145,8 @@ class _Session:
         self._stopped.set()
 
     async def call(self, prompt: str) -> str:
-        """The answer. Raises CallFailed when the last try failed, UserError when stopped."""
+        """The answer. Raises CallFailed when the last try failed, BadAnswer when a filter refused,
+        UserError when stopped."""
         failures = 0
         while True:
             async with self._gate:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from steerback.errors import UserError, nearest
+from steerback.judge.parse import BadAnswer
 from steerback.judge.secrets import hide_known, redact
 
 R = TypeVar("R")
@@ -43,7 +44,8 @@ class Address:
     model: str
     """inspect-ai name such as anthropic/claude-haiku-4-5 or openai-api/local/my-model."""
     base_url: str | None = None
-    temperature: float = 0.0
+    temperature: float | None = 0.0
+    """None leaves it to the provider: some models take none."""
     max_tokens: int = 2048
     """Longest answer, reasoning included."""
     timeout: float = 120.0
@@ -71,7 +73,9 @@ class Provider:
         await self._model.__aexit__(kind, error, trace)
 
     async def ask(self, prompt: str) -> str:
-        """The answer's text, keys hidden; "" when the model said nothing. Raises CallFailed."""
+        """The answer's text, keys hidden; "" when the model said nothing. Raises CallFailed, or
+        BadAnswer when a content filter refused: that says something about the response, not about
+        the line."""
         try:
             call = self._model.generate(prompt)
             output = await asyncio.wait_for(call, self.address.timeout)
@@ -82,7 +86,7 @@ class Provider:
         if not output.choices:
             return ""
         if output.stop_reason == "content_filter":
-            raise CallFailed("the provider's content filter refused", again=False)
+            raise BadAnswer("the provider's content filter refused to answer")
         return hide_known(str(output.completion))
 
     def _failed(self, error: BaseException) -> CallFailed:

@@ -43,6 +43,8 @@ class Context:
     cap: int | None = None
     """Most calls to a provider's model."""
     base_url: str | None = None
+    temperature: float | None = 0.0
+    """None leaves it to the provider: some models take none."""
     connections: int = 8
     timeout: float = 120.0
     """Seconds that one call may take."""
@@ -102,6 +104,7 @@ def _through(engine: Engine, label: str, given: Context, shares_engine: bool) ->
         prompt=Prompt.load(given.prompt),
         mode=given.mode,
         max_tokens=given.max_tokens or ANSWER_TOKENS,
+        temperature=given.temperature or 0.0,
         shares_engine=shares_engine,
     )
 
@@ -114,7 +117,11 @@ def _embed(model: str, given: Context) -> Judge:
 
 def _provider(spec: str, given: Context) -> Judge:
     address = Address(
-        spec, base_url=given.base_url, timeout=given.timeout, connections=given.connections
+        spec,
+        base_url=given.base_url,
+        temperature=given.temperature,
+        timeout=given.timeout,
+        connections=given.connections,
     )
     if given.max_tokens:
         address = replace(address, max_tokens=given.max_tokens)
