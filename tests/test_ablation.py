@@ -313,7 +313,8 @@ def test_a_second_run_makes_nothing_new(finished):
 
 
 def test_other_settings_need_another_folder(finished):
-    changed = organism(finished)
-    settings = {**changed.settings, "detectors": {"k": 3, "derangements": 2}}
-    with pytest.raises(UserError, match=r"detectors was run with other settings"):
-        run(changed.model_copy(update={"settings": settings}))
+    """Also where the table is left out, and the protocol runs because another needs it."""
+    config = organism(finished)
+    settings = {k: v for k, v in config.settings.items() if k != "detectors"}
+    with pytest.raises(UserError, match=r"detectors was run with other settings; choose another"):
+        run(config.model_copy(update={"settings": settings, "protocols": ["ablation"]}))
