@@ -60,6 +60,11 @@ class Hit:
     def total(self) -> int:
         return sum(self.points.values())
 
+    @property
+    def exclaims(self) -> bool:
+        """Whether it is only lead words, which say nothing without what follows them."""
+        return self.total < ENOUGH and set(self.points) <= {"lead"}
+
     def score(self, group: str, points: int, name: str, end: int) -> None:
         self.points[group] = max(self.points.get(group, 0), points)
         if points > self.best[0]:
@@ -180,7 +185,7 @@ class Scan:
 
     def _stands(self, hit: Hit, place: str) -> bool:
         """Adds what the rest of the sentence says; False when the hit means nothing here."""
-        if hit.total < ENOUGH and not set(hit.points) - {"lead"}:
+        if hit.exclaims:
             return self._exclaims(hit, place)
         hit.opens = hit.opens or hit.interrupts
         if 2 <= hit.total < ENOUGH:

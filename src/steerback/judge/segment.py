@@ -85,6 +85,8 @@ def _events(text: str, chain: list[Hit], patterns: Patterns) -> Iterator[Hit]:
             yield _event(part)
             part = []
         part.append(hit)
+    while part and part[-1].exclaims:
+        part.pop()
     if _sum(part) >= ENOUGH:
         yield _event(part)
 
