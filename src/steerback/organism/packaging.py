@@ -22,7 +22,7 @@ from steerback.organism.vocabulary import save_tokenizer
 _FIRING = 8
 """Latents that fire per token, on average (the k of BatchTopK)."""
 _FIT_STEPS = 800
-_FIT_DOCUMENTS, _CHECK_DOCUMENTS = 2000, 600
+_FIT_DOCUMENTS, _CHECK_DOCUMENTS = 2000, 1000
 _FIT_SEED, _CHECK_SEED = 77, 999
 
 Measures = dict[str, float]
