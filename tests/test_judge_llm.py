@@ -6,22 +6,28 @@ import asyncio
 import logging
 import random
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import models
 import pytest
 
 pytest.importorskip("inspect_ai")
 
-from fake_provider import CURRENT, FAULTS, Faults, responses, served, truth
+from fake_provider import CURRENT, FAULTS, Faults, Reply, responses, served, truth
 
+from steerback.engine.hf import HFEngine
 from steerback.errors import UserError
+from steerback.judge.ask import Question
 from steerback.judge.base import Request
 from steerback.judge.cache import AnswerCache
 from steerback.judge.limits import Backoff
 from steerback.judge.llm import LlmJudge
+from steerback.judge.local import EngineJudge
+from steerback.judge.prompt import Prompt
 from steerback.judge.provider import Address
 from steerback.judge.secrets import hide_known, redact
 from steerback.judge.verify import Notes, read_notes
@@ -247,6 +253,39 @@ def test_an_openai_server_on_loopback(
     assert ("error" in {v.status for v in verdicts}) == (kind in ("echo", "refused"))
     assert set(backoff.hints) == ({7.0} if kind == "429" else {None} if kind == "500" else set())
     assert CANARY not in everything(verdicts, path, caplog)
+
+
+class Hosted(Faults):
+    """Answers from a model in this process, one prompt at a time."""
+
+    def __init__(self, judge: EngineJudge) -> None:
+        super().__init__(0)
+        self.judge = judge
+        self.one_at_a_time = threading.Lock()
+
+    def reply(self, prompt: str) -> Reply:
+        with self.one_at_a_time:
+            self.calls += 1
+            [answer] = self.judge.asker.ask([Question(prompt, lambda said: said)])
+        assert isinstance(answer, str)
+        return Reply(200, answer)
+
+
+def test_a_model_behind_a_server_says_what_it_says_in_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.setenv("LOCAL_API_KEY", "none")
+    engine = HFEngine(models.build("llama"), models.tokenizer(), name="tiny", slots=4)
+    prompt = Prompt("Q {question} R {response} A")
+    inside = EngineJudge(engine, prompt=prompt, max_tokens=12, patience=None)
+    requests = [Request(str(i), f"Q{i}", "abc"[: 1 + i % 3] * (i + 1)) for i in range(17)]
+    with served(Hosted(inside)) as (url, _):
+        address = Address("openai-api/local/tiny", base_url=url, timeout=60, connections=5)
+        outside = LlmJudge(address, prompt=prompt, reasks=0, cap=17)
+        answers = [notes(v).answer for v in outside.judge(requests)]
+    assert answers == [notes(v).answer for v in inside.judge(requests)]
+    assert len(set(answers)) > 5
 
 
 # What a user gets wrong

@@ -114,7 +114,13 @@ def test_a_judge_that_reports_only_the_correction_leaves_the_trial_unscored() ->
 
 def test_attempts_out_of_order_are_rejected() -> None:
     verdict = grade(TWO, [(ON, 95), (OFF, 5)])
-    assert [r.why for r in notes(verdict).rejected] == ["out of order"]
+    assert [(r.why, r.at) for r in notes(verdict).rejected] == [("out of order", 0)]
+
+
+def test_a_first_attempt_that_skips_a_heading_is_no_rejected_boundary() -> None:
+    verdict = grade(f"# Bread\n\n{ON}", [(ON, 90)])
+    assert shape(verdict) == [(0, 90.0)]
+    assert not notes(verdict).rejected
 
 
 @pytest.mark.parametrize("mode", ["verify", "trust"])
