@@ -142,6 +142,20 @@ def export(
 
 
 @app.command()
+def replay(
+    folder: RunFolder,
+    key: Annotated[str, typer.Argument(help="Trial key, or its beginning.")],
+) -> None:
+    """Make a stored trial again and say whether its text is the same. Exit code 1 if it is not."""
+    from steerback import replay as replays
+
+    found = replays.replay(folder, key)
+    replays.show(found, out)
+    if not found.same:
+        raise typer.Exit(1)
+
+
+@app.command()
 def steer(
     model: Annotated[str, typer.Argument(help="A preset, a Hugging Face id or a folder.")],
     question: Annotated[str, typer.Argument(help="What to ask.")],
@@ -224,6 +238,35 @@ def organism_train(
     from steerback import organism
 
     out.print(f"made {organism.train(name, to, seed=seed, report=out.print)}")
+
+
+@organism_app.command("check")
+def organism_check(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Organisms; else all of which something is expected.")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("runs/check"),
+    latents: Annotated[int, typer.Option(min=1, help="Latents to steer with.")] = 24,
+    prompts: Annotated[int, typer.Option(min=1, help="Questions per latent.")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the runs.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure organisms against what they were made to show. Exit code 1 if one does not."""
+    from dataclasses import asdict
+
+    from steerback import organism
+    from steerback.console import Terminal, findings
+    from steerback.organism.check import check
+
+    with Terminal(err if as_json else out) as ui:
+        wanted = names or organism.checked()
+        found = check(wanted, folder, latents=latents, prompts=prompts, seed=seed, ui=ui)
+    if as_json:
+        typer.echo(json.dumps([asdict(f) | {"met": f.met} for f in found], indent=2))
+    else:
+        out.print(findings(found))
+    if not all(f.met for f in found):
+        raise typer.Exit(1)
 
 
 @app.command()

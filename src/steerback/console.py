@@ -13,6 +13,7 @@ from rich.text import Text
 
 from steerback.engine.base import Progress as EngineProgress
 from steerback.judge.segment import restarts
+from steerback.organism.check import Finding
 from steerback.records import Record
 from steerback.stats import Mean, Power, Summary
 from steerback.types import Rate
@@ -184,3 +185,18 @@ def power_table(found: Power) -> Group:
             f"= {best.trials} trials per arm (power {best.power:.2f})"
         )
     return Group(table, line)
+
+
+def findings(found: Iterable[Finding]) -> Table:
+    """What organisms show beside what they are to show."""
+    table = Table(title="organisms", title_justify="left")
+    for column in ("organism", "measure"):
+        table.add_column(column)
+    for column in ("found", "wanted", "n"):
+        table.add_column(column, justify="right")
+    for f in found:
+        style = "" if f.met else "bold red"
+        value = _interval(f.value, f.low, f.high, 1)
+        wanted = f"{f.least:g} to {f.most:g}"
+        table.add_row(f.organism, f.measure, value, wanted, str(f.n), style=style)
+    return table
