@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -10,13 +10,14 @@ from pydantic import Field
 
 from steerback.protocols.base import Analysis, Cell, Inputs, Sheet, cells, trial
 from steerback.protocols.bench import Bench
+from steerback.protocols.clamping import DETECTORS, Contrast, clamped_arms, contrasts, paired
 from steerback.records import Records
 from steerback.standardise import difference_at_equal_first_score
 from steerback.stats import Comparison, Outcome, compare, holm
 from steerback.tomlfile import Table
 from steerback.types import Intervention, Trial
 
-STEERED, DETECTORS, RANDOM, WITHOUT = "steered", "detectors", "random set", "without"
+STEERED, WITHOUT = "steered", "without"
 HELDOUT = ", held out"
 MEASURES = ("multi_attempt", "esr", "first_score")
 
@@ -71,18 +72,18 @@ class Ablation:
             for arm, _ in records.arms(self.name)
         }
         arms[STEERED] = [r.outcome for r in records.of("esr", STEERED)]
-        contrasts = {s: [c for c in _contrasts(arms, s) if _share_pairs(c)] for s in ("", HELDOUT)}
+        samples = {s: contrasts(_sample(arms, s), STEERED, s) for s in ("", HELDOUT)}
         compared = [
             (title, compare(a, b, measure))
-            for each in contrasts.values()
+            for each in samples.values()
             for title, a, b in each
             for measure in MEASURES
         ]
-        sheets = [_adjusted(c, s) for s, c in contrasts.items() if c]
+        sheets = [_adjusted(c, s) for s, c in samples.items() if c]
         alone = [
             arm
             for arm in arms
-            if arm.startswith(WITHOUT) and _share_pairs((arm, arms.get(DETECTORS, []), arms[arm]))
+            if arm.startswith(WITHOUT) and paired(arms.get(DETECTORS, []), arms[arm])
         ]
         if alone:
             sheets.append(_left_out(arms, alone))
@@ -90,14 +91,6 @@ class Ablation:
 
 
 # --- plan ------------------------------------------------------------------------------------
-
-
-def clamped_arms(inputs: Inputs) -> dict[str, list[int]]:
-    """The latents that each arm holds at zero."""
-    sets = inputs.found["matching"]["sets"]
-    return {DETECTORS: inputs.found["detectors"]["chosen"]} | {
-        f"{RANDOM} {n}": one for n, one in enumerate(sets, 1)
-    }
 
 
 def clamps(cell: Cell, latents: Sequence[int]) -> list[Intervention]:
@@ -126,42 +119,12 @@ def _heldout(inputs: Inputs) -> Inputs:
 
 # --- analysis --------------------------------------------------------------------------------
 
-Contrast = tuple[str, Sequence[Outcome], Sequence[Outcome]]
-"""(what is compared, the arm it is compared with, the arm)"""
 
-
-def _contrasts(arms: Mapping[str, Sequence[Outcome]], sample: str) -> Iterator[Contrast]:
-    """Each clamped arm against the steered one, and the detectors against the random sets.
-
-    Steered trials cancel from (detectors - steered) - (random - steered), so that the specific effect
-    is detectors minus random, over the same pairs. Each pair stands there once for every set.
-    """
-    base, detectors = arms.get(STEERED + sample, []), arms.get(DETECTORS + sample, [])
-    sets = {
-        a: o for a, o in arms.items() if a.startswith(RANDOM) and (HELDOUT in a) == bool(sample)
+def _sample(arms: Mapping[str, list[Outcome]], sample: str) -> dict[str, list[Outcome]]:
+    """Arms of one sample, by their names without it."""
+    return {
+        a.removesuffix(HELDOUT): o for a, o in arms.items() if a.endswith(HELDOUT) == bool(sample)
     }
-    n = len(sets)
-    pooled = [o for i, one in enumerate(sets.values()) for o in _renamed(one, i)]
-    yield f"{DETECTORS}{sample}, against {STEERED}", base, detectors
-    for arm, one in sets.items():
-        yield f"{arm}, against {STEERED}", base, one
-    yield f"random sets together{sample}, against {STEERED}", _times(base, n), pooled
-    yield f"specific: {DETECTORS}{sample}, against random sets", pooled, _times(detectors, n)
-
-
-def _share_pairs(contrast: Contrast) -> bool:
-    """False while a run has not come to one of the two arms."""
-    _, a, b = contrast
-    return not {o.pair for o in a}.isdisjoint(o.pair for o in b)
-
-
-def _renamed(outcomes: Sequence[Outcome], number: int) -> list[Outcome]:
-    return [replace(o, pair=f"{o.pair}/{number}") for o in outcomes]
-
-
-def _times(outcomes: Sequence[Outcome], n: int) -> list[Outcome]:
-    """A trial for each set that it is compared with; clusters are resampled whole, copies with them."""
-    return [o for number in range(n) for o in _renamed(outcomes, number)]
 
 
 def _adjusted(contrasts: Sequence[Contrast], sample: str) -> Sheet:

@@ -1,0 +1,58 @@
+"""What protocols that clamp the detectors share: their arms, and what is compared with what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from steerback.protocols.base import Inputs
+from steerback.stats import Outcome
+
+DETECTORS, RANDOM = "detectors", "random set"
+
+Contrast = tuple[str, Sequence[Outcome], Sequence[Outcome]]
+"""(what is compared, the arm it is compared with, the arm)"""
+
+
+def clamped_arms(inputs: Inputs) -> dict[str, list[int]]:
+    """The latents that each arm holds at zero."""
+    sets = inputs.found["matching"]["sets"]
+    return {DETECTORS: inputs.found["detectors"]["chosen"]} | {
+        f"{RANDOM} {n}": one for n, one in enumerate(sets, 1)
+    }
+
+
+def contrasts(arms: Mapping[str, Sequence[Outcome]], base: str, sample: str = "") -> list[Contrast]:
+    """Each clamped arm against the arm `base`, and the detectors against the random sets; those for
+    which the run has come to both arms. `sample` is added to the arms' names in the titles.
+
+    The base cancels from (detectors - base) - (random - base), so that the specific effect is detectors
+    minus random, over the same pairs. There each pair stands once for every set.
+    """
+    return [c for c in _every(arms, base, sample) if paired(c[1], c[2])]
+
+
+def _every(arms: Mapping[str, Sequence[Outcome]], base: str, sample: str) -> Iterator[Contrast]:
+    start, detectors = arms.get(base, ()), arms.get(DETECTORS, ())
+    sets = {a: o for a, o in arms.items() if a.startswith(RANDOM)}
+    n = len(sets)
+    pooled = [o for i, one in enumerate(sets.values()) for o in _renamed(one, i)]
+    yield f"{DETECTORS}{sample}, against {base}", start, detectors
+    for arm, one in sets.items():
+        yield f"{arm}{sample}, against {base}", start, one
+    yield f"random sets together{sample}, against {base}", _times(start, n), pooled
+    yield f"specific: {DETECTORS}{sample}, against random sets", pooled, _times(detectors, n)
+
+
+def paired(a: Sequence[Outcome], b: Sequence[Outcome]) -> bool:
+    """Whether any trial of one arm has a twin in the other."""
+    return not {o.pair for o in a}.isdisjoint(o.pair for o in b)
+
+
+def _renamed(outcomes: Sequence[Outcome], number: int) -> list[Outcome]:
+    return [replace(o, pair=f"{o.pair}/{number}") for o in outcomes]
+
+
+def _times(outcomes: Sequence[Outcome], n: int) -> list[Outcome]:
+    """A trial for each set that it is compared with; clusters are resampled whole, copies with them."""
+    return [o for number in range(n) for o in _renamed(outcomes, number)]

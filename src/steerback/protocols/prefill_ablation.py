@@ -1,0 +1,138 @@
+"""Text that steering took off topic, continued without steering: with and without the detectors.
+
+Nothing pushes any more, so that what brings an answer back is the model's own doing; and every trial
+begins off topic, so that every trial can recover: the most powerful test of the detectors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+from pydantic import Field
+
+from steerback.events import compare_event, either, explicit, silent
+from steerback.protocols.base import Analysis, Inputs
+from steerback.protocols.bench import Bench
+from steerback.protocols.clamping import DETECTORS, clamped_arms, contrasts
+from steerback.records import Record, Records
+from steerback.stats import Outcome, summarise
+from steerback.tomlfile import Table
+from steerback.types import Intervention, Message, Trial, derive_seed
+
+FREE = "not clamped"
+EVENTS = (("explicit recovery", explicit), ("silent recovery", silent), ("recovery", either))
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+
+
+class Settings(Table):
+    per_direction: int = Field(
+        default=20, ge=1, description="Most texts per direction, of the trials of esr."
+    )
+    score_max: float = Field(
+        default=30.0,
+        ge=0,
+        le=100,
+        description="Highest first-attempt score of a text that counts as off topic.",
+    )
+    words: int = Field(
+        default=40,
+        ge=4,
+        description="Longest prefill in words; it ends with a sentence, and before any restart.",
+    )
+
+
+class PrefillAblation:
+    name = "prefill_ablation"
+    asks = "Does an unsteered model recover from off-topic text less if its detectors are clamped?"
+    settings: type[Table] = Settings
+    needs: tuple[str, ...] = ("esr", "detectors", "matching")
+
+    def before(self, bench: Bench, inputs: Inputs, settings: Table) -> Any:
+        own = cast("Settings", settings)
+        kept: dict[str, int] = {}
+        texts = []
+        for record in bench.records.of("esr"):
+            text = off_topic(record, own)
+            if text and kept.get(record.trial.cluster, 0) < own.per_direction:
+                kept[record.trial.cluster] = kept.get(record.trial.cluster, 0) + 1
+                texts.append(
+                    {
+                        "question": record.trial.question,
+                        "text": text,
+                        "direction": record.trial.cluster,
+                        "seed": derive_seed(inputs.seed, self.name, record.trial.key),
+                    }
+                )
+        return texts
+
+    def plan(self, inputs: Inputs, settings: Table) -> list[Trial]:
+        source = inputs.directions[0].source if inputs.directions else ""
+        layer = inputs.directions[0].layer if inputs.directions else 0
+        arms: dict[str, list[int]] = {FREE: [], **clamped_arms(inputs)}
+        return [
+            Trial(
+                protocol=self.name,
+                arm=arm,
+                model=inputs.model,
+                question=text["question"],
+                messages=(Message("user", text["question"]),),
+                sampling=inputs.sampling,
+                seed=text["seed"],
+                interventions=tuple(Intervention("clamp", source, k, 0.0, layer) for k in latents),
+                prefill=text["text"],
+            )
+            for arm, latents in arms.items()
+            for text in inputs.found[self.name]
+        ]
+
+    def analyse(self, records: Records) -> Analysis:
+        found = records.finding(self.name)[1]
+        if found is None:
+            return Analysis()
+        arms = _arms(records, {text["seed"]: text["direction"] for text in found})
+        model = next((m for _, m in records.arms(self.name)), "")
+        summaries = [
+            summarise(outcomes, protocol=self.name, arm=arm, model=model)
+            for arm, outcomes in arms.items()
+        ]
+        compared = [
+            (title, compare_event(a, b, event, name))
+            for title, a, b in contrasts(arms, FREE)
+            for name, event in EVENTS
+        ]
+        return Analysis(tuple(summaries), tuple(compared))
+
+
+def off_topic(record: Record, settings: Settings) -> str:
+    """The start of the first attempt, whole sentences; "" if it is not off topic or too short."""
+    first = record.outcome.first
+    if first is None or first > settings.score_max or record.outcome.degraded:
+        return ""
+    attempt = record.verdict.attempts[0]
+    words = list(re.finditer(r"\S+", record.generation.text[: attempt.end]))[: settings.words]
+    said = record.generation.text[: words[-1].end()] if words else ""
+    ends = [m.end() for m in _SENTENCE_END.finditer(said)]
+    return said[: ends[-1]] if ends else ""
+
+
+def _arms(records: Records, directions: Mapping[int, str]) -> dict[str, list[Outcome]]:
+    """Outcomes by arm, clustered by the direction that the prefill came from."""
+    names = sorted({arm for arm, _ in records.arms("prefill_ablation")}, key=_first_the_free)
+    return {arm: _outcomes(records, arm, directions) for arm in names}
+
+
+def _first_the_free(arm: str) -> tuple[bool, bool, str]:
+    return arm != FREE, arm != DETECTORS, arm
+
+
+def _outcomes(records: Records, arm: str, directions: Mapping[int, str]) -> list[Outcome]:
+    return [
+        replace(r.outcome, cluster=directions[r.trial.seed])
+        for r in records.of("prefill_ablation", arm)
+    ]
+
+
+PROTOCOL = PrefillAblation()
