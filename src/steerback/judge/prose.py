@@ -82,7 +82,7 @@ def _masked(low: str) -> str:
         low = _FENCE.sub(_blank, low)
     if "<" in low:
         low = _HTML.sub(_blank, low)
-    if "//" in low or "/*" in low or ";;" in low or "--" in low or "%%" in low:
+    if any(mark in low for mark in ("//", "/*", ";;", "--", "%%")):
         low = _COMMENT.sub(_blank, low)
     if "|" in low:
         low = _TABLE.sub(_blank, low)
@@ -95,7 +95,9 @@ def _masked(low: str) -> str:
     if _SIGNED.search(low):
         low = _LETTER.sub(_blank, low)
     if "*" in low or "_" in low:
-        low = _VERSE.sub(_blank, _TERM.sub(_blank, low))
+        low = _TERM.sub(_blank, low)
+    if "*\n*" in low:
+        low = _VERSE.sub(_blank, low)
     if "`" in low:
         low = _INLINE.sub(_blank, low)
     if any(mark in low for mark in "\"“„«‘'"):

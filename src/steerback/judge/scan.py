@@ -118,20 +118,20 @@ class Scan:
             self.sentence += 1
             self.before, self.begin = self.begin, at
             self.pending = ()
-        led = bool(self.pending) or self.patterns.leads_at(self.text, at)
-        if not (led or self.patterns.at(self.text, at, led=False)):
+        lead = self.patterns.leads_at(self.text, at)
+        if not (lead or self.pending or self.patterns.at(self.text, at, led=False)):
             return
-        hit, body = self._lead(at)
+        hit, body = self._lead(at) if lead else (Hit(at, at, self.sentence), at)
         if place == "sentence":
             self.pending = tuple(lead for lead in hit.leads if lead.carries)
         elif place == "clause" and not hit.leads and self.pending:
             self._carry(hit)
-        if not self.patterns.guards["veto"].match(self.text, body):
-            self._score(hit, place, body)
-            if body > at:
-                self._score(hit, place, at, body)
-            if self._stands(hit, place):
-                yield hit
+        self._score(hit, place, body)
+        if body > at:
+            self._score(hit, place, at, body)
+        veto = self.patterns.guards["veto"]
+        if hit.points and not veto.match(self.text, body) and self._stands(hit, place):
+            yield hit
 
     def _carry(self, hit: Hit) -> None:
         """A lead at the head of the sentence counts for its later clauses."""
