@@ -147,6 +147,23 @@ def test_what_the_docs_say_does_not_count_does_not(example: str) -> None:
     assert segment(before + example + " Press the hem.") == [0]
 
 
+PHRASES = Path(__file__).parent / "data" / "segment"
+BEFORE = (
+    "The corners of a parachute are packed by hand before each jump, and the lines are laid in "
+    "bights. ",
+    "Cotton is breathable. It grows in warm regions.\n\n",
+)
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("name", ["counts", "does_not_count"])
+def test_short_phrases_in_the_middle_of_an_answer(name: str, before: str) -> None:
+    lines = (PHRASES / f"{name}.txt").read_text("utf-8").splitlines()
+    want = [0, len(before)] if name == "counts" else [0]
+    split = {line: segment(f"{before}{line} Lay the sheet flat.") for line in lines}
+    assert {line: got for line, got in split.items() if got != want} == {}
+
+
 def test_a_phrase_that_loops_is_one_event() -> None:
     loop = "Bees dance. Wait, that's not right. The bees dance and dance. "
     once = segment("Fold it. " + loop)
