@@ -42,7 +42,7 @@ def _start(path: str, profile: Path) -> tuple[subprocess.Popen[bytes], int, int]
     process = subprocess.Popen(
         [path, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
         preexec_fn=place,
-        pass_fds=(3, 4),
+        close_fds=False,  # only what is marked as inheritable is handed on: 0 to 4
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

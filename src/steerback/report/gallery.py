@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,19 +29,28 @@ class Shown(NamedTuple):
     caption: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Gallery:
-    """Draws into one folder; names are made of what is shown."""
+    """Draws into one folder; names are made of what is shown, and never used twice."""
 
     folder: Path
+    used: set[str] = field(default_factory=set)
 
     def draw(
         self, parts: Sequence[str], height: float, caption: str, plot: Callable[[Figure], None]
     ) -> Shown:
-        name = slug("-".join(parts))
+        name = self._name(slug("-".join(parts)))
         with canvas(height) as figure:
             plot(figure)
             return Shown(name, keep(figure, self.folder, name, caption), caption)
+
+    def _name(self, wanted: str) -> str:
+        numbered = (f"{wanted}-{n}" for n in count(2))
+        name = (
+            wanted if wanted not in self.used else next(n for n in numbered if n not in self.used)
+        )
+        self.used.add(name)
+        return name
 
     def rates(self, summaries: Sequence[Summary]) -> Shown | None:
         """Steered arms beside the published models."""

@@ -35,7 +35,8 @@ class Written(NamedTuple):
 def write_report(folders: Sequence[Path], out: Path | None = None, judge: str = "") -> Written:
     """Write the report of the runs in or below `folders`.
 
-    Without `out` it is `report.html` in the run's folder, or in the folder that several runs share.
+    `out` is a file, or a folder for `report.html`; without it, the run's folder is meant, or the one
+    that several runs share.
     Raises UserError: no run, nothing stored yet, an unknown judge, a place that cannot be written.
     """
     places = run_folders(folders)
@@ -46,7 +47,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None, judge: str = 
             f"{names}: nothing to report yet, no trial is stored; `steerback status` shows how far "
             "the run is"
         )
-    target = out or _common(places) / "report.html"
+    target = out or _common(places)
+    target = target / "report.html" if target.is_dir() else target
     try:
         figures = target.parent / FIGURES
         figures.mkdir(parents=True, exist_ok=True)
@@ -76,10 +78,13 @@ def _common(places: Sequence[Path]) -> Path:
 
 
 def _named(runs: Sequence[Run]) -> list[Run]:
-    """Runs of one name are told apart by their folders."""
-    names = [r.name for r in runs]
+    """Runs of one name are told apart by their folders, as far as those differ."""
+    names, common = [r.name for r in runs], _common([r.folder for r in runs])
     return [
-        replace(r, name=f"{r.name} ({r.folder})") if names.count(r.name) > 1 else r for r in runs
+        replace(r, name=f"{r.name} ({r.folder.resolve().relative_to(common)})")
+        if names.count(r.name) > 1
+        else r
+        for r in runs
     ]
 
 
@@ -112,7 +117,7 @@ def _context(runs: Sequence[Run], gallery: Gallery) -> dict[str, Any]:
     main, everything = _summaries(runs), _summaries(runs, everything=True)
     return {
         "runs": runs,
-        "title": ", ".join(run.name for run in runs),
+        "title": _title(runs),
         "headline": table(main),
         "stories": [wording.story(arms) for arms in wording.by_model(main).values()],
         "experiments": _experiments(runs),
@@ -140,6 +145,11 @@ def _context(runs: Sequence[Run], gallery: Gallery) -> dict[str, Any]:
         "island": island(runs),
         "about": [about(run) for run in runs],
     }
+
+
+def _title(runs: Sequence[Run]) -> str:
+    names = ", ".join(run.name for run in runs)
+    return names if len(runs) < 3 else f"{len(runs)} runs: {names}"
 
 
 def _summaries(runs: Sequence[Run], everything: bool = False) -> list[Summary]:
