@@ -6,13 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from steerback import organism, protocols
-from steerback.config import from_preset
+from steerback import organism
 from steerback.console import Terminal, examples, headline, transcript
-from steerback.lab import labels_of
+from steerback.organism.check import measure
 from steerback.records import Records
 from steerback.report.page import write_report
-from steerback.run import run
 from steerback.stats import Summary
 from steerback.store import Store
 
@@ -27,21 +25,13 @@ def run_demo(folder: Path, latents: int, prompts: int, seed: int, out: Console) 
     names = [name for name in STORY if name in organism.names()]
     with Terminal(out) as ui:
         for name in names:
-            amount = {"prompts_per_direction": prompts}
-            config = from_preset(
-                f"organism-{name}",
-                protocols.settings(),
-                folder=str(folder / name),
-                seed=seed,
-                directions={"count": latents},
-                settings={"baseline": amount, "esr": amount},
-            )
-            found += [s for a in run(config, ui).values() for s in a.summaries]
+            measured = measure(name, folder, latents, prompts, seed, ui)
+            found += [s for analysis in measured.values() for s in analysis.summaries]
     out.print(headline(found))
     with Store.open(folder / names[-1], mode="ro") as store:
-        labels = labels_of(config)
+        labels = {label.index: label.label for label in organism.labels(names[-1])}
         for record in examples(Records(store).of("esr"), TRANSCRIPTS):
             add = record.trial.steered_by
-            out.print(transcript(record, labels[add.index].text if add else ""))
+            out.print(transcript(record, labels[add.index] if add else ""))
     written = write_report([folder])
     out.print(f"report: {written.path} (numbers: steerback report {folder} --json)")

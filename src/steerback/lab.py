@@ -63,17 +63,8 @@ class Lab:
     def open(cls, config: RunConfig, store: Store, ui: Ui) -> Lab:
         """Load everything that `config` names; what it turned out to be goes to the provenance."""
         ui.stage(f"loading {config.model.source}")
-        model = model_path(config.model.source)
-        sae = load_sae(sae_path(config.sae.spec), name=SOURCE)
         prompts = load_prompts(config.prompts)
-        engine = HFEngine.load(
-            model,
-            name=config.model.name,
-            device=None if config.model.device == "auto" else config.model.device,
-            dtype=config.model.dtype,
-            sources={SOURCE: sae},
-            slots=config.model.slots,
-        )
+        engine, hashes = load_engine(config, config.model.slots)
         towards: dict[str, str] = {}
         judge = make_judge(
             config.judge,
@@ -87,11 +78,9 @@ class Lab:
             cache=store.folder / JUDGE_CACHE,
         )
         store.note(
-            model_hash=fingerprint(model, engine.model),
-            sae_hash=sae.content_hash(),
+            **hashes,
             prompts={"name": prompts.name, "n": len(prompts.questions), "sha256": prompts.sha256},
             judge=judge.name,
-            engine=engine.backend.kind,
             slots=engine.slots,
         )
         labels = labels_of(config)
@@ -183,6 +172,25 @@ class Lab:
         if verdict is None or verdict.status != "ok" or not verdict.attempts:
             return None
         return verdict.attempts[0].score
+
+
+def load_engine(config: RunConfig, slots: int) -> tuple[HFEngine, dict[str, str]]:
+    """The run's model and SAE, and what they turned out to be: content hashes and decoder."""
+    model = model_path(config.model.source)
+    sae = load_sae(sae_path(config.sae.spec), name=SOURCE)
+    engine = HFEngine.load(
+        model,
+        name=config.model.name,
+        device=None if config.model.device == "auto" else config.model.device,
+        dtype=config.model.dtype,
+        sources={SOURCE: sae},
+        slots=slots,
+    )
+    return engine, {
+        "model_hash": fingerprint(model, engine.model),
+        "sae_hash": sae.content_hash(),
+        "engine": engine.backend.kind,
+    }
 
 
 def model_path(source: str) -> str | Path:

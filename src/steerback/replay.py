@@ -9,10 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from steerback.config import RunConfig
-from steerback.engine.hf import HFEngine
 from steerback.errors import UserError
-from steerback.lab import SOURCE, fingerprint, model_path, sae_path
-from steerback.sae import load_sae
+from steerback.lab import load_engine
 from steerback.store import Store
 from steerback.types import Generation, Trial
 
@@ -52,7 +50,7 @@ def replay(folder: Path, key: str) -> Replay:
         if not store.config:
             raise UserError(f"{folder}: no configuration is stored, so its model is not known")
         config = RunConfig.model_validate(store.config)
-        engine, facts = _engine(config)
+        engine, facts = load_engine(config, slots=1)
         norm = store.get_artifact("residual_norm")
         if norm is not None:
             engine.norms[norm["layer"]] = norm["median"]
@@ -71,25 +69,6 @@ def _find(store: Store, key: str) -> tuple[Trial, Generation]:
             f"{store.folder}: {len(found)} trials begin with {key!r}; give more of the key"
         )
     return found[0]
-
-
-def _engine(config: RunConfig) -> tuple[HFEngine, dict[str, str]]:
-    """The run's engine, and facts to compare with those that the run noted."""
-    path = model_path(config.model.source)
-    sae = load_sae(sae_path(config.sae.spec), name=SOURCE)
-    engine = HFEngine.load(
-        path,
-        name=config.model.name,
-        device=None if config.model.device == "auto" else config.model.device,
-        dtype=config.model.dtype,
-        sources={SOURCE: sae},
-        slots=1,
-    )
-    return engine, {
-        "model_hash": fingerprint(path, engine.model),
-        "sae_hash": sae.content_hash(),
-        "engine": engine.backend.kind,
-    }
 
 
 def _changes(noted: dict[str, str], now: dict[str, str]) -> Iterator[str]:
