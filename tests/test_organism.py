@@ -343,7 +343,7 @@ def test_cards_name_the_weights_they_describe_and_hold_twenty_transcripts(name: 
     card = (organism.path(name) / "README.md").read_text("utf-8")
     record = json.loads((organism.path(name) / "provenance.json").read_text("utf-8"))
     assert record["sha256"]["model.safetensors"] in card
-    assert len(re.findall(r"^- \*\*", card, re.M)) == 20
+    assert len(re.findall(r"^- \*\*", card, re.MULTILINE)) == 20
 
 
 def test_package_stays_small() -> None:

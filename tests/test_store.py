@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -393,6 +394,15 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
         assert again.add([make_pair(i) for i in range(200)]).new == 199
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, which those of `tmp_path` need not be."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
 READ_AS_NOBODY = """
 import os, sys
 from steerback.errors import UserError
@@ -409,12 +419,10 @@ except UserError as error:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
-def test_a_read_only_folder_can_be_read_and_refuses_a_writer(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+def test_a_read_only_folder_can_be_read_and_refuses_a_writer(open_folder: Path) -> None:
+    folder = open_folder / "run"
     with Store.open(folder, {}) as store:
         store.add([make_pair(0)])
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
     for path in folder.iterdir():
         path.chmod(0o444)
     folder.chmod(0o555)
@@ -429,15 +437,13 @@ def test_a_read_only_folder_can_be_read_and_refuses_a_writer(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
-def test_a_killed_run_in_a_read_only_folder_is_one_line(tmp_path: Path) -> None:
-    folder, copy = tmp_path / "run", tmp_path / "copy"
+def test_a_killed_run_in_a_read_only_folder_is_one_line(open_folder: Path) -> None:
+    folder, copy = open_folder / "run", open_folder / "copy"
     copy.mkdir()
     with Store.open(folder, {}) as store:
         store.add([make_pair(0)])
         for name in (FILE, f"{FILE}-wal"):
             (copy / name).write_bytes((folder / name).read_bytes())
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
     copy.chmod(0o555)
     try:
         done = subprocess.run(

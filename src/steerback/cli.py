@@ -78,7 +78,7 @@ def init(
         raise UserError(f"{to} exists; choose another name or delete it first")
     else:
         to.write_text(text, encoding="utf-8")
-        out.print(f"wrote {to}; run it with: steerback run {to}")
+        out.print(f"wrote {to}; run it with: steerback run {to}", soft_wrap=True)
 
 
 @app.command()
@@ -126,7 +126,7 @@ def report(
 
     made = write_report(folders, page, judge)
     out.print(headline(made.summaries))
-    out.print(f"report: {made.path}")
+    out.print(f"report: {made.path}", soft_wrap=True)
 
 
 @app.command()
@@ -138,7 +138,7 @@ def export(
     """Write a run's trials to a file for other programs."""
     from steerback.table import export as write
 
-    out.print(f"wrote {write(folder, to, file)}")
+    out.print(f"wrote {write(folder, to, file)}", soft_wrap=True)
 
 
 @app.command()
@@ -225,7 +225,7 @@ def organism_list() -> None:
     from steerback import organism
 
     for name in organism.names():
-        out.print(f"{name:20} {organism.path(name)}")
+        out.print(f"{name:20} {organism.path(name)}", soft_wrap=True)
 
 
 @organism_app.command("train")

@@ -109,7 +109,11 @@ def open_writer(folder: Path) -> sqlite3.Connection:
 
 def open_reader(folder: Path) -> sqlite3.Connection:
     """The run's file for reading, while it is being written or from a read-only place."""
-    if not (folder / FILE).is_file():
+    try:
+        there = (folder / FILE).is_file()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot look into this folder ({error.strerror})") from None
+    if not there:
         raise UserError(f"{folder}: no run here (there is no {FILE}); check the path")
     with plain_errors(folder):
         try:

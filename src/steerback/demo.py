@@ -34,4 +34,4 @@ def run_demo(folder: Path, latents: int, prompts: int, seed: int, out: Console) 
             add = record.trial.steered_by
             out.print(transcript(record, labels[add.index] if add else ""))
     written = write_report([folder])
-    out.print(f"report: {written.path} (numbers: steerback report {folder} --json)")
+    out.print(f"report: {written.path} (numbers: steerback report {folder} --json)", soft_wrap=True)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from steerback import chat
-from steerback.engine.base import Pair, Watch
+from steerback.engine.base import Pair
 from steerback.lab import SOURCE, Lab
 from steerback.latents import relevant
 from steerback.preparation import prompt_pair
@@ -73,16 +73,6 @@ class Instruments:
             pairs, source=SOURCE, layer=layer, latents=latents, pool="none"
         )
         return [r.values for r in readings]
-
-    def watch(self, trials: Sequence[Trial], what: str, latents: Sequence[int]) -> list[Floats]:
-        watch = Watch(SOURCE, self.readout_layer, tuple(latents))
-        self._lab.execute(trials, what, watch=watch)
-        found = {
-            key: trace.values
-            for protocol in sorted({t.protocol for t in trials})
-            for key, trace in self._lab.store.traces(protocol=protocol)
-        }
-        return [found[t.key] for t in trials]
 
     def nearest(self, latents: Sequence[int], count: int) -> list[list[int]]:
         source = self._lab.engine.sources[SOURCE]

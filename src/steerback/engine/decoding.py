@@ -6,7 +6,6 @@ which slot it has and who sits beside it only decides how fast it comes.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -25,9 +24,6 @@ from steerback.types import FinishReason
 
 PREFILL_TOKENS = 8192
 """Prompt tokens read at once, padding included: bounds the memory of a prefill."""
-
-WIDTH_STEP = 32
-"""Attention runs over a multiple of this many cached tokens."""
 
 NEVER = np.iinfo(np.int64).max
 
@@ -79,9 +75,8 @@ class Decoding:
         self.slots = min(slots, len(jobs))
         longest = max(j.trial.sampling.max_new_tokens for j in jobs)
         capacity = max(j.room for j in jobs)
-        self.capacity = math.ceil(capacity / WIDTH_STEP) * WIDTH_STEP
-        backend.allocate(self.slots, self.capacity)
-        self.table = Table(self.slots, self.capacity, longest, backend.vocab, backend.device)
+        backend.allocate(self.slots, capacity)
+        self.table = Table(self.slots, capacity, longest, backend.vocab, backend.device)
         self.recorder = Recorder(watch, packer, self.table, longest) if watch else None
         self.rows: list[steer.Row] = [()] * self.slots
         self.edits: dict[int, steer.Edit] = {}
@@ -141,15 +136,15 @@ class Decoding:
     def _enter(self, slots: list[int], jobs: list[Job]) -> None:
         self.table.enter(slots, jobs)
         device = self.backend.device
-        lengths = [len(j.prompt_ids) for j in jobs]
-        ids = np.zeros((len(jobs), max(lengths)), np.int64)
+        lengths = np.array([len(j.prompt_ids) for j in jobs])
+        ids = np.zeros((len(jobs), lengths.max()), np.int64)
         for row, job in zip(ids, jobs, strict=True):
             row[: len(job.prompt_ids)] = job.prompt_ids
         rows = self.table.rows(slots)
         logits = self.backend.prefill(
             torch.from_numpy(ids).to(device),
-            torch.tensor(lengths, device=device),
-            rows.slots,
+            lengths,
+            np.asarray(slots),
             sequence_sites(self.packer, [job.span for job in jobs], ids.shape[1]),
         )
         self._accept(rows, logits, ids.shape[1])
@@ -208,7 +203,7 @@ class Decoding:
         self._rebuild_sites()
 
     def _move(self, source: int, target: int) -> None:
-        self.backend.move(source, target, int(self.table.length[source]))
+        self.backend.move(source, target)
         self.table.move(source, target)
         self.rows[target], self.rows[source] = self.rows[source], ()
         self.next_start[target] = self.next_start[source]
@@ -225,12 +220,9 @@ class Decoding:
         """Feed each slot its last token and draw the next."""
         self._start_late_interventions()
         table, n = self.table, self.width
-        longest = int(table.length[table.seated].max())
-        places = min(math.ceil(longest / WIDTH_STEP) * WIDTH_STEP, self.capacity)
-        # a slot without a trial may stand beyond the others: it is kept inside the attended places
-        positions = table.position[:n].clamp(max=places - 1)
-        logits = self.backend.step(table.token[:n], positions, places, self.sites)
-        self._accept(table.first(n), logits, places)
+        lengths = np.where(table.seated[:n], table.length[:n], 0)
+        logits = self.backend.step(table.token[:n], lengths, self.sites)
+        self._accept(table.first(n), logits, int(lengths.max()))
 
     def _start_late_interventions(self) -> None:
         """Interventions `from:N` whose first token is fed next."""

@@ -1,8 +1,8 @@
 """A decoder for the common families that is faster than the transformers forward, and equal to it.
 
-Query, key and value share one weight, gate and up another; the cache is preallocated with a fixed
-place per slot; grouped attention reads each key once for all its query heads. Rotary tables, norms
-and activation come from the loaded model itself, so that their settings are never read twice.
+Query, key and value share one weight, gate and up another; the cache is preallocated in pages, and
+grouped attention reads each key a row has once for all its query heads, and no other. Rotary tables,
+norms and activation come from the loaded model itself, so that their settings are never read twice.
 """
 
 from __future__ import annotations
@@ -12,11 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from steerback.engine.base import Sites
+from steerback.engine.pages import Pages, View
+
+PAGE = 32
+"""Tokens of a page of the cache."""
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q [..., heads, head_dim], k, v [..., kv_heads, head_dim]) -> [..., heads * head_dim]"""
@@ -62,8 +68,8 @@ class Layer:
     norm_mlp: Tensor
     norm_attention_out: Tensor | None
     norm_mlp_out: Tensor | None
-    norm_q: Tensor | None
-    norm_k: Tensor | None
+    norm_qk: Tensor | None
+    """[heads + kv_heads, head_dim]"""
     window: int | None
 
 
@@ -148,10 +154,13 @@ class FusedDecoder:
             norm_mlp=norm(before_mlp),
             norm_attention_out=norm(module.post_attention_layernorm) if family.sandwich else None,
             norm_mlp_out=norm(module.post_feedforward_layernorm) if family.sandwich else None,
-            norm_q=norm(attention.q_norm) if family.head_norm else None,
-            norm_k=norm(attention.k_norm) if family.head_norm else None,
+            norm_qk=self._head_norms(attention) if family.head_norm else None,
             window=self._window(index),
         )
+
+    def _head_norms(self, attention: Any) -> Tensor:
+        q, k = self._norm_weight(attention.q_norm), self._norm_weight(attention.k_norm)
+        return torch.cat([q.expand(self.heads, -1), k.expand(self.kv_heads, -1)])
 
     def _window(self, index: int) -> int | None:
         """Tokens a layer may look back, itself included; None for all."""
@@ -193,10 +202,11 @@ class FusedDecoder:
         w = self.layers[i]
         qkv = F.linear(self._norm(x, w.norm_in), w.qkv, w.qkv_bias)
         heads = qkv.view(*qkv.shape[:-1], -1, self.head_dim)
-        q, k, v = torch.split(heads, [self.heads, self.kv_heads, self.kv_heads], dim=-2)
-        if w.norm_q is not None and w.norm_k is not None:
-            q, k = self._norm(q, w.norm_q), self._norm(k, w.norm_k)
-        attended = attend(i, self._rotate(q, cos, sin), self._rotate(k, cos, sin), v)
+        qk, v = torch.split(heads, [self.heads + self.kv_heads, self.kv_heads], dim=-2)
+        if w.norm_qk is not None:
+            qk = F.rms_norm(qk, (self.head_dim,), None, self.eps) * w.norm_qk
+        q, k = torch.split(self._rotate(qk, cos, sin), [self.heads, self.kv_heads], dim=-2)
+        attended = attend(i, q, k, v)
         attended = F.linear(attended, w.out, w.out_bias)
         if w.norm_attention_out is not None:
             attended = self._norm(attended, w.norm_attention_out)
@@ -225,7 +235,8 @@ class FusedDecoder:
     # --- passes --------------------------------------------------------------------------------
 
     def allocate(self, slots: int, capacity: int) -> None:
-        shape = (slots, self.kv_heads, capacity, self.head_dim)
+        self.pages = Pages(slots, capacity, PAGE, self.device)
+        shape = (self.pages.total, self.kv_heads, PAGE, self.head_dim)
         self._cache = [
             (
                 torch.zeros(shape, dtype=self.dtype, device=self.device),
@@ -233,32 +244,51 @@ class FusedDecoder:
             )
             for _ in range(self.n_layers)
         ]
-        self.capacity = capacity
-        self._rows = torch.arange(slots * self.kv_heads, device=self.device).view(slots, -1)
+        self._offsets = torch.arange(PAGE, device=self.device)
+        self._heads = np.arange(self.kv_heads) * PAGE
         self._ensure(capacity)
 
     def _ensure(self, length: int) -> None:
         if length > len(self.cos):
             self._tables(length)
 
-    def move(self, source: int, target: int, length: int) -> None:
-        for k, v in self._cache:
-            k[target, :, :length] = k[source, :, :length]
-            v[target, :, :length] = v[source, :, :length]
+    def move(self, source: int, target: int) -> None:
+        self.pages.move(source, target)
 
-    def step(self, tokens: Tensor, positions: Tensor, width: int, sites: Sites) -> Tensor:
-        rows = len(tokens)
-        place = (self._rows[:rows] * self.capacity + positions[:, None]).flatten()
-        masks = self._step_masks(positions, width)
+    def step(self, tokens: Tensor, lengths: NDArray[np.int64], sites: Sites) -> Tensor:
+        self._make_room(lengths)
+        positions = np.maximum(lengths - 1, 0)
+        return self._decode(
+            tokens,
+            torch.from_numpy(positions).to(self.device),
+            self._places_of(positions),
+            self.pages.view(len(tokens)),
+            sites,
+        )
+
+    def _make_room(self, lengths: NDArray[np.int64]) -> None:
+        self.pages.resize(lengths)
+        source, target = self.pages.compact()
+        if source:
+            for k, v in self._cache:
+                k[target], v[target] = k[source], v[source]
+
+    def _places_of(self, positions: NDArray[np.int64]) -> Tensor:
+        """[rows * kv_heads]: where each row's new key goes in a cache seen as [places, head_dim]."""
+        at = self.pages.places(positions)
+        base = at // PAGE * (PAGE * self.kv_heads) + at % PAGE
+        return torch.from_numpy((base[:, None] + self._heads).ravel()).to(self.device)
+
+    def _decode(
+        self, tokens: Tensor, positions: Tensor, place: Tensor, view: View, sites: Sites
+    ) -> Tensor:
+        masks = self._page_masks(positions, view)
 
         def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = self._cache[i]
             keys.view(-1, self.head_dim).index_copy_(0, place, k.reshape(-1, self.head_dim))
             values.view(-1, self.head_dim).index_copy_(0, place, v.reshape(-1, self.head_dim))
-            grouped = q.view(rows, self.kv_heads, -1, self.head_dim) * self.scale
-            scores = torch.matmul(grouped, keys[:rows, :, :width].transpose(-1, -2))
-            weights = self._weights(scores, masks[self.layers[i].window])
-            return torch.matmul(weights, values[:rows, :, :width]).view(rows, -1)
+            return self._attend_pages(q, keys, values, masks[self.layers[i].window], view)
 
         x = self._run(
             self._embed(tokens), self.cos[positions], self.sin[positions], attend, sites,
@@ -266,16 +296,52 @@ class FusedDecoder:
         )  # fmt: skip
         return self._logits(x)
 
-    def _step_masks(self, positions: Tensor, width: int) -> dict[int | None, Tensor]:
-        """[rows, 1, 1, width] additive, one per window length in use."""
-        places, at = self._places[:width], positions[:, None]
-        past = places <= at
+    def _page_masks(self, positions: Tensor, view: View) -> dict[int | None, Tensor]:
+        """[pages * kv_heads, 1, PAGE] additive, one per window length in use."""
+        last = (positions.index_select(0, view.owner) - view.start)[:, None]
+        past = self._offsets <= last
+        zero = torch.zeros((), dtype=self.dtype, device=self.device)
         masks = {}
         for window in {layer.window for layer in self.layers}:
-            seen = past if window is None or window >= width else past & (places > at - window)
-            zero = torch.zeros((), dtype=self.dtype, device=self.device)
-            masks[window] = torch.where(seen, zero, -math.inf)[:, None, None]
+            seen = past if window is None else past & (self._offsets > last - window)
+            mask = torch.where(seen, zero, -math.inf)
+            masks[window] = mask.repeat_interleave(self.kv_heads, 0)[:, None]
         return masks
+
+    def _attend_pages(
+        self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, view: View
+    ) -> Tensor:
+        """Softmax attention of q [rows, heads, head_dim] over each row's own pages.
+
+        Each page is multiplied with its owner's queries; the softmax is put together from the
+        pages' maxima and sums, in float32 and in the order of the sequence.
+        """
+        rows, pages = len(q), len(view.owner)
+        queries = q.reshape(rows, -1).index_select(0, view.owner)
+        queries = queries.view(pages * self.kv_heads, -1, self.head_dim)
+        scores = self._scores(queries, keys[:pages].flatten(0, 1), mask).view(pages, self.heads, -1)
+        highest = self._by_row(scores.amax(-1), view, rows).amax(1)
+        # a row without a page has no maximum and no sum, and must not pass NaN on to SCRATCH
+        highest = highest.clamp_(min=torch.finfo(torch.float32).min)
+        weights = scores.sub_(highest.index_select(0, view.owner)[:, :, None]).exp_()
+        total = self._by_row(weights.sum(-1), view, rows).sum(1).clamp_(min=1)
+        weights = weights.to(values.dtype).view(pages * self.kv_heads, -1, PAGE)
+        parts = torch.bmm(weights, values[:pages].flatten(0, 1)).view(pages, -1)
+        out = self._by_row(parts, view, rows).sum(1).view(rows, self.heads, -1)
+        return (out / total[:, :, None]).to(q.dtype).view(rows, -1)
+
+    def _scores(self, queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        """[pages * kv_heads, group, PAGE] float32, scaled, capped and masked."""
+        if self.score_cap is None:
+            return torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=self.scale).float()
+        scores = torch.bmm(queries, keys.transpose(1, 2)).float() * self.scale
+        capped: Tensor = torch.tanh(scores / self.score_cap) * self.score_cap
+        return capped + mask
+
+    @staticmethod
+    def _by_row(x: Tensor, view: View, rows: int) -> Tensor:
+        """[pages, n] -> [rows, most pages of a row, n]"""
+        return x.index_select(0, view.table).view(rows, -1, x.shape[-1])
 
     def _weights(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Attention weights from scaled scores; softmax in float32 as in transformers."""
@@ -318,16 +384,24 @@ class FusedDecoder:
             out = (weights @ v.unsqueeze(2)).flatten(1, 2)
         return out.transpose(1, 2).flatten(2)
 
-    def prefill(self, ids: Tensor, lengths: Tensor, slots: Tensor, sites: Sites) -> Tensor:
-        length = ids.shape[1]
+    def prefill(
+        self, ids: Tensor, lengths: NDArray[np.int64], slots: NDArray[np.int64], sites: Sites
+    ) -> Tensor:
+        held = self.pages.held * PAGE
+        held[slots] = lengths
+        self._make_room(held)
+        pages = -(-ids.shape[1] // PAGE)
+        where = torch.from_numpy(self.pages.table[slots, :pages].ravel()).to(self.device)
 
         def keep(i: int, k: Tensor, v: Tensor) -> None:
-            keys, values = self._cache[i]
-            keys[slots, :, :length] = k.transpose(1, 2)
-            values[slots, :, :length] = v.transpose(1, 2)
+            for cache, new in zip(self._cache[i], (k, v), strict=True):
+                padded = F.pad(new, (0, 0, 0, 0, 0, pages * PAGE - new.shape[1]))
+                paged = padded.view(-1, PAGE, self.kv_heads, self.head_dim).transpose(1, 2)
+                cache.index_copy_(0, where, paged)
 
         x = self._sequence(ids, sites, self.n_layers, keep)
-        return self._logits(x[torch.arange(len(ids), device=self.device), lengths - 1])
+        ends = torch.from_numpy(lengths - 1).to(self.device)
+        return self._logits(x[torch.arange(len(ids), device=self.device), ends])
 
     def forward(self, ids: Tensor, lengths: Tensor, sites: Sites) -> None:
         self._sequence(ids, sites, max(sites, default=-1) + 1, lambda i, k, v: None)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from steerback import chat, steer
@@ -82,8 +85,9 @@ class HFEngine:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         kind = _dtype(dtype, device)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=kind)
+            with _no_loading_bar():
+                tokenizer = AutoTokenizer.from_pretrained(path)
+                model = AutoModelForCausalLM.from_pretrained(path, dtype=kind)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(_why_not_loaded(path, error)) from None
         try:
@@ -279,6 +283,20 @@ class HFEngine:
         return tuple(chat.encode_prompt(self.tokenizer, messages))
 
 
+@contextmanager
+def _no_loading_bar() -> Iterator[None]:
+    """Progress is ours to show: the library's own bar would write over it."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _inference(steps: Iterator[list[Finished]]) -> Iterator[list[Finished]]:
     """Run each step in inference mode, and the caller's code between them outside of it."""
     while True:
@@ -349,22 +367,21 @@ def _choose(reference: HookedModel, model: nn.Module, backend: str) -> Backend:
     return reference
 
 
-def _probe(backend: Backend) -> tuple[torch.Tensor, torch.Tensor]:
+def _probe(backend: Backend) -> tuple[torch.Tensor, NDArray[np.int64]]:
     """Two short sequences of token ids spread over the vocabulary."""
     ids = torch.arange(2 * 7, device=backend.device).view(2, 7) * (backend.vocab // 15 or 1)
-    return ids % backend.vocab, torch.tensor([7, 5], device=backend.device)
+    return ids % backend.vocab, np.array([7, 5])
 
 
 @torch.inference_mode()
 def _disagreement(fused: Backend, reference: Backend) -> float:
     """Largest gap between the two logits on the probe, in units of the reference's spread."""
     ids, lengths = _probe(reference)
-    slots = torch.arange(2, device=reference.device)
     out = []
     for backend in (fused, reference):
         backend.allocate(2, 8)
-        backend.prefill(ids, lengths, slots, {})
-        out.append(backend.step(ids[:, 0], lengths, 8, {}).float())
+        backend.prefill(ids, lengths, np.arange(2), {})
+        out.append(backend.step(ids[:, 0], lengths + 1, {}).float())
     return float((out[0] - out[1]).abs().max() / out[1].std().clamp(min=1e-6))
 
 

@@ -13,12 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from steerback.engine.base import Sites
 from steerback.errors import UserError
+
+WIDTH_STEP = 32
+"""Attention runs over a multiple of this many cached tokens."""
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -163,12 +168,13 @@ class HookedModel:
         return additive(past if self.kinds else windowed)
 
     def allocate(self, slots: int, capacity: int) -> None:
+        self.capacity = capacity
         self._cache = [SlotLayer(slots, capacity, self._cursor) for _ in range(self.n_layers)]
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def move(self, source: int, target: int) -> None:
         for layer in self._cache:
             for t in (layer.keys, layer.values):
-                t[target, :, :length] = t[source, :, :length]
+                t[target] = t[source]
 
     def _pass(
         self, ids: Tensor, positions: Tensor, places: Tensor, sites: Sites, last: Any
@@ -185,18 +191,22 @@ class HookedModel:
         logits: Tensor = out.logits
         return logits
 
-    def step(self, tokens: Tensor, positions: Tensor, width: int, sites: Sites) -> Tensor:
+    def step(self, tokens: Tensor, lengths: NDArray[np.int64], sites: Sites) -> Tensor:
+        width = min(-(-int(lengths.max()) // WIDTH_STEP) * WIDTH_STEP, self.capacity)
+        positions = torch.from_numpy(np.maximum(lengths - 1, 0)).to(self.device)
         rows = torch.arange(len(tokens), device=self.device)
         self._cursor.slots, self._cursor.positions, self._cursor.width = rows, positions, width
         places = torch.arange(width, device=self.device)
         return self._pass(tokens[:, None], positions[:, None], places, sites, 1)[:, 0]
 
-    def prefill(self, ids: Tensor, lengths: Tensor, slots: Tensor, sites: Sites) -> Tensor:
-        self._cursor.slots, self._cursor.positions, self._cursor.width = slots, None, 0
-        ends = torch.unique(lengths - 1)
-        logits = self._sequence(ids, sites, ends)
-        rows = torch.arange(len(ids), device=self.device)
-        return logits[rows, torch.searchsorted(ends, lengths - 1)]
+    def prefill(
+        self, ids: Tensor, lengths: NDArray[np.int64], slots: NDArray[np.int64], sites: Sites
+    ) -> Tensor:
+        self._cursor.slots = torch.from_numpy(slots).to(self.device)
+        self._cursor.positions, self._cursor.width = None, 0
+        ends, which = np.unique(lengths - 1, return_inverse=True)
+        logits = self._sequence(ids, sites, torch.from_numpy(ends).to(self.device))
+        return logits[np.arange(len(ids)), which]
 
     def _sequence(self, ids: Tensor, sites: Sites, keep: Tensor) -> Tensor:
         places = torch.arange(ids.shape[1], device=self.device)

@@ -77,7 +77,7 @@ def _events(text: str, chain: list[Hit], patterns: Patterns) -> Iterator[Hit]:
     for hit in chain:
         if (
             part
-            and hit.interrupts
+            and hit.leads
             and hit.total >= ENOUGH
             and patterns.guards["answer"].search(text, part[-1].end, hit.start)
             and _sum(part) >= ENOUGH
@@ -146,9 +146,9 @@ def _goes_on(gap: str, event: Hit, patterns: Patterns) -> bool:
     if len(gap.split()) <= 2:
         return not (event.leads and patterns.guards["answer"].search(gap))
     stops = len(STOP.findall(gap.strip()))
-    if stops > 2 or any(lead.kind in ("break", "error") for lead in event.leads):
+    if stops > 2 or event.leads:
         return False
-    if set(event.points) <= {"restart", "lead", "offer"}:
+    if set(event.points) <= {"restart", "offer", "retract"}:
         return stops <= 1 and bool(patterns.guards["about_self"].search(gap))
     return True
 

@@ -18,7 +18,9 @@ def name(judge: Judge) -> str:
 
 def bounds(text: str) -> tuple[int, int] | None:
     """Where the first third ends and the last begins, at spaces; None if the text is too short."""
-    starts = [i for i, c in enumerate(text) if not c.isspace() and (i == 0 or text[i - 1].isspace())]
+    starts = [
+        i for i, c in enumerate(text) if not c.isspace() and (i == 0 or text[i - 1].isspace())
+    ]
     if len(starts) < FEWEST_WORDS:
         return None
     third = len(starts) // 3

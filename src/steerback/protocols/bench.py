@@ -71,11 +71,6 @@ class Bench(Interface):
         """Teacher-forced activations [tokens, latents] of each text."""
         ...
 
-    def watch(self, trials: Sequence[Trial], what: str, latents: Sequence[int]) -> list[Floats]:
-        """Activations [tokens, latents] at the readout layer, taken while each trial is generated (and
-        judged and stored; a stored trial is taken as it is)."""
-        ...
-
     def nearest(self, latents: Sequence[int], count: int) -> list[list[int]]:
         """For each latent the `count` others whose directions have the largest cosine with its own."""
         ...

@@ -142,7 +142,7 @@ def scores(fig: Figure, arms: Mapping[str, Sequence[Row]]) -> None:
             attempts = [getattr(o, name) for o in restarted]
             if attempts:
                 axes.hist(attempts, bins=SCORE_BINS, histtype="step", color=colour, lw=1.7)
-        axes.set_title(short(f"{title}: {len(first):,} scored, {len(restarted):,} restarted", 60))
+        axes.set_title(short(f"{title}: {len(first):,} scored, {len(restarted):,} restarted", 52))
         axes.set_ylabel("trials")
         axes.grid(axis="x", visible=False)
     panels[-1].set_xlabel("score of the attempt")

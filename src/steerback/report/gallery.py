@@ -101,7 +101,7 @@ class Gallery:
             *([n] for n in names if n not in HEADLINE),
         ):
             arms = {
-                f"{arm.protocol}, {arm.arm}": rows
+                arm.arm if len(group) == 1 else f"{arm.protocol}, {arm.arm}": rows
                 for arm, rows in run.arms().items()
                 if arm.protocol in group and any(r.outcome and not r.outcome.missing for r in rows)
             }

@@ -125,7 +125,7 @@ def comparison(c: Comparison) -> dict[str, Cell]:
         "a": Cell(number(scale * c.a)),
         "b": Cell(number(scale * c.b)),
         "difference": cell(c.difference, scale, signed=True),
-        "ratio": cell(c.ratio, 1),
+        "ratio": entry(c.ratio),
         "p": Cell(DASH if math.isnan(c.p) else "< 0.001" if c.p < 0.001 else f"{c.p:.3f}"),
     }
 
