@@ -90,6 +90,16 @@ def test_another_configuration_is_refused(finished: Path) -> None:
         run(small(finished, sampling={"max_new_tokens": 40}))
 
 
+def test_other_weights_under_the_same_name_are_refused(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = digest(finished)
+    monkeypatch.setattr(labs, "fingerprint", lambda path, model: "0" * 64)
+    with pytest.raises(UserError, match="contents of the model are not those"):
+        run(small(finished))
+    assert digest(finished) == before
+
+
 def test_a_judge_that_fails_stops_the_run_and_loses_nothing(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from steerback.config import RunConfig
 from steerback.desk import Desk, has_thirds
 from steerback.engine.base import Progress, Watch
 from steerback.engine.hf import HFEngine
+from steerback.errors import UserError
 from steerback.judge import thirds
 from steerback.judge.base import Judge
 from steerback.judge.registry import make_judge
@@ -77,12 +78,16 @@ class Lab:
             connections=config.judging.connections,
             cache=store.folder / JUDGE_CACHE,
         )
-        store.note(
+        facts = {
             **hashes,
-            prompts={"name": prompts.name, "n": len(prompts.questions), "sha256": prompts.sha256},
-            judge=judge.name,
-            slots=engine.slots,
-        )
+            "prompts": {
+                "name": prompts.name,
+                "n": len(prompts.questions),
+                "sha256": prompts.sha256,
+            },
+        }
+        refuse_changed(store, facts)
+        store.note(**facts, judge=judge.name, slots=engine.slots)
         labels = labels_of(config)
         return cls(
             config,
@@ -172,6 +177,24 @@ class Lab:
         if verdict is None or verdict.status != "ok" or not verdict.attempts:
             return None
         return verdict.attempts[0].score
+
+
+CONTENTS = {"model_hash": "model", "sae_hash": "SAE", "prompts": "set of questions"}
+"""Facts that must stay as they were for a run to go on, and what they are of."""
+
+
+def refuse_changed(store: Store, facts: dict[str, Any]) -> None:
+    """Raises UserError if a name stands for other contents than when the run began: trials of two
+    models would pass as those of one."""
+    for session in store.sessions():
+        for fact, what in CONTENTS.items():
+            before = session.facts.get(fact)
+            if before and before != facts[fact]:
+                day = time.strftime("%Y-%m-%d", time.localtime(session.started))
+                raise UserError(
+                    f"{store.folder}: the contents of the {what} are not those that this run was "
+                    f"made with on {day}; put them back or choose another folder"
+                )
 
 
 def load_engine(config: RunConfig, slots: int) -> tuple[HFEngine, dict[str, str]]:
