@@ -99,6 +99,8 @@ MISTAKES = [
     (("run", "nowhere.toml"), "nowhere.toml"),
     (("report", "nowhere"), "no run here"),
     (("status", "nowhere"), "nowhere"),
+    (("export", "nowhere", "--to", "csv"), "no run here"),
+    (("steer", "organism-resister", " ", "--latent", "1", "--strength", "1"), "question is empty"),
     (("init", "organism-resistor"), "did you mean 'organism-resister'"),
     (("steer", "some/model", "How?", "--latent", "1", "--strength", "1"), "--sae and --layer"),
     ((*STEER, "--latent", "100000"), "no latent 100000"),

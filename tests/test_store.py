@@ -344,7 +344,8 @@ def test_a_second_writer_is_told_who_holds_the_run(store: Store) -> None:
 def test_another_configuration_is_refused_with_what_differs(tmp_path: Path) -> None:
     old = {"seed": 1, "model": {"name": "a", "slots": 8}, "out": "x"}
     new = {"seed": 2, "model": {"name": "a", "slots": 16}, "out": "y", "judge": "exact"}
-    Store.open(tmp_path, old).close()
+    with Store.open(tmp_path, old) as store:
+        store.put_artifact("latents", [1])
     with pytest.raises(UserError) as caught:
         Store.open(tmp_path, new, free=("model.slots", "out"))
     assert "(seed: 1 -> 2; judge: None -> 'exact')" in str(caught.value)
@@ -352,6 +353,15 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path: Path) -> N
         assert again.config["out"] == "z"
     with Store.open(tmp_path) as unchecked:
         assert unchecked.config["seed"] == 1
+
+
+def test_an_empty_run_takes_another_configuration(tmp_path: Path) -> None:
+    Store.open(tmp_path, {"seed": 1}).close()
+    with Store.open(tmp_path, {"seed": 2}) as store:
+        assert store.config == {"seed": 2}
+        store.add([make_pair(0)])
+    with pytest.raises(UserError, match="seed: 2 -> 3"):
+        Store.open(tmp_path, {"seed": 3})
 
 
 def test_a_schema_from_the_future_is_refused(tmp_path: Path) -> None:

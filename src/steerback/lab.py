@@ -206,6 +206,7 @@ def load_engine(config: RunConfig, slots: int) -> tuple[HFEngine, dict[str, str]
         name=config.model.name,
         device=None if config.model.device == "auto" else config.model.device,
         dtype=config.model.dtype,
+        revision=config.model.revision or "main",
         sources={SOURCE: sae},
         slots=slots,
     )

@@ -143,6 +143,12 @@ class Store:
     ) -> None:
         self.close()
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was ever found or made: such a run may still take another configuration."""
+        tables = ("trials", "calibrations", "artifacts")
+        return not any(self._rows(f"SELECT 1 FROM {table} LIMIT 1") for table in tables)
+
     # Trials
 
     def missing(self, trials: Iterable[Trial]) -> list[Trial]:
@@ -369,7 +375,8 @@ class Store:
         self, config: Mapping[str, Any] | None, free: Collection[str], facts: Mapping[str, Any]
     ) -> None:
         resolved = None if config is None else json.loads(canonical_json(config))
-        if resolved is not None and self.config and (lines := diff(self.config, resolved, free)):
+        lines = diff(self.config, resolved, free) if resolved is not None and self.config else []
+        if lines and not self.empty:
             raise UserError(
                 f"{self.folder}: made with another configuration ({'; '.join(lines)}); "
                 "choose another folder, or run with the old values"

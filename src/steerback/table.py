@@ -109,6 +109,7 @@ def export(folder: str | Path, to: str = "jsonl", out: str | Path | None = None)
     if to not in _WRITERS:
         raise UserError(f"export: unknown format {to!r}; {nearest(to, _WRITERS)}")
     target = Path(out) if out is not None else Path(folder) / f"trials.{to}"
+    Store.open(folder, mode="ro").close()
     try:
         with _replacing(target) as file:
             _WRITERS[to](Path(folder), file)

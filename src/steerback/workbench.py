@@ -81,6 +81,8 @@ def resolve(request: Request) -> Setup:
 
 def show(request: Request, out: Console) -> None:
     """Stream the answers, then show what the watched latents did at each token."""
+    if not request.question.strip():
+        raise UserError("the question is empty; write what the model is to be asked")
     setup = resolve(request)
     source = load_sae(sae_path(setup.sae), name=SOURCE)
     engine = HFEngine.load(

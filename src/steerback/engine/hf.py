@@ -76,18 +76,19 @@ class HFEngine:
         name: str | None = None,
         device: str | None = None,
         dtype: str = "auto",
+        revision: str = "main",
         **settings: Any,
     ) -> HFEngine:
-        """Load a folder or a hub name. dtype: auto, float32, bfloat16 or float16; device: None is the
-        GPU if there is one. UserError when it cannot be found or read."""
+        """Load a folder, or a hub name at a commit, tag or branch. dtype: auto, float32, bfloat16 or
+        float16; device: None is the GPU if there is one. UserError when it cannot be found or read."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         kind = _dtype(dtype, device)
         try:
             with _no_loading_bar():
-                tokenizer = AutoTokenizer.from_pretrained(path)
-                model = AutoModelForCausalLM.from_pretrained(path, dtype=kind)
+                tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+                model = AutoModelForCausalLM.from_pretrained(path, dtype=kind, revision=revision)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(_why_not_loaded(path, error)) from None
         try:
