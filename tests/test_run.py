@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +99,24 @@ def test_other_weights_under_the_same_name_are_refused(
     with pytest.raises(UserError, match="contents of the model are not those"):
         run(small(finished))
     assert digest(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": {"steer_layer": 9}}, "model.steer_layer: layer 9 does not exist"),
+        ({"model": {"readout_layer": 9}}, "model.readout_layer: layer 9"),
+        ({"directions": {"indices": [99999]}}, "no latent 99999"),
+        ({"sampling": {"max_new_tokens": 9600}}, "has a context of"),
+    ],
+)
+def test_the_impossible_is_refused_before_anything_is_made(
+    changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=says):
+        run(small(tmp_path, **changes))
+    with Store.open(tmp_path, mode="ro") as store:
+        assert store.empty
 
 
 def test_a_judge_that_fails_stops_the_run_and_loses_nothing(

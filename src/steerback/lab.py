@@ -25,7 +25,7 @@ from steerback.prompts import load_prompts
 from steerback.sae import load_sae
 from steerback.sae.source import hash_files
 from steerback.store import Store
-from steerback.types import Generation, Trial, Verdict
+from steerback.types import Generation, Message, Trial, Verdict
 from steerback.ui import Ui
 
 SOURCE = "sae"
@@ -66,6 +66,7 @@ class Lab:
         ui.stage(f"loading {config.model.source}")
         prompts = load_prompts(config.prompts)
         engine, hashes = load_engine(config, config.model.slots)
+        refuse_impossible(config, engine, prompts.questions)
         towards: dict[str, str] = {}
         judge = make_judge(
             config.judge,
@@ -195,6 +196,26 @@ def refuse_changed(store: Store, facts: dict[str, Any]) -> None:
                     f"{store.folder}: the contents of the {what} are not those that this run was "
                     f"made with on {day}; put them back or choose another folder"
                 )
+
+
+def refuse_impossible(config: RunConfig, engine: HFEngine, questions: Sequence[str]) -> None:
+    """Raises UserError, before anything is made, for layers, latents and lengths that the model or
+    its SAE does not have."""
+    engine.check_layer(config.model.steer_layer, "model.steer_layer")
+    engine.check_layer(config.readout_layer, "model.readout_layer")
+    engine.sources[SOURCE].directions(config.directions.indices)
+    for question in questions:
+        engine.check(
+            Trial(
+                protocol="",
+                arm="",
+                model=config.model.name,
+                question=question,
+                messages=(Message("user", question),),
+                sampling=config.sampling.record(),
+                seed=0,
+            )
+        )
 
 
 def load_engine(config: RunConfig, slots: int) -> tuple[HFEngine, dict[str, str]]:

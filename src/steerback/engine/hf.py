@@ -114,7 +114,7 @@ class HFEngine:
     def measure_norm(self, layer: int, questions: Sequence[str]) -> float:
         """Median norm of the residual stream that leaves `layer`, over the tokens of unsteered greedy
         answers (at most 64 tokens) to `questions`. Remembered for interventions of unit "resid"."""
-        self._check_layer(layer, "the residual norm")
+        self.check_layer(layer, "the residual norm")
         pairs = self.answers(questions)
         norms = [
             h.float().norm(dim=-1)
@@ -207,7 +207,7 @@ class HFEngine:
 
     def _job(self, order: int, trial: Trial) -> Job:
         for i in trial.interventions:
-            self._check_layer(i.layer, f"intervention on {i.source}:{i.index}")
+            self.check_layer(i.layer, f"intervention on {i.source}:{i.index}")
         prompt = chat.encode_prompt(self.tokenizer, trial.messages)
         prefill = chat.encode_text(self.tokenizer, trial.prefill)
         job = Job(trial, order, prompt + prefill, len(prefill))
@@ -219,7 +219,12 @@ class HFEngine:
             )
         return job
 
-    def _check_layer(self, layer: int, what: str) -> None:
+    def check(self, trial: Trial) -> None:
+        """Raises UserError if the trial could not be generated."""
+        self._job(0, trial)
+
+    def check_layer(self, layer: int, what: str) -> None:
+        """Raises UserError, which begins with `what`, unless the model has this decoder layer."""
         if not 0 <= layer < self.backend.n_layers:
             raise UserError(
                 f"{what}: layer {layer} does not exist; {self.name} has layers 0 to "
@@ -227,7 +232,7 @@ class HFEngine:
             )
 
     def _check_watch(self, watch: Watch) -> None:
-        self._check_layer(watch.layer, f"watching {watch.source}")
+        self.check_layer(watch.layer, f"watching {watch.source}")
         self.packer.source(watch.source).reader(list(watch.latents))
 
     def _stops(self, job: Job, ids: list[int]) -> bool:
@@ -264,7 +269,7 @@ class HFEngine:
         pool: Pool = "max",
     ) -> list[Reading]:
         """See `Engine.read`: activations on the stream that leaves `layer`, after its edits."""
-        self._check_layer(layer, f"reading {source}")
+        self.check_layer(layer, f"reading {source}")
         self.packer.check([p.interventions for p in pairs])
         return reading.read(
             self.backend,
