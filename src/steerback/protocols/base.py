@@ -11,6 +11,7 @@ from typing import Protocol as Interface
 import numpy as np
 
 from steerback.protocols.bench import Bench
+from steerback.protocols.charts import Chart
 from steerback.records import Records
 from steerback.stats import Comparison, Mean, Summary
 from steerback.tomlfile import Table
@@ -85,12 +86,14 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Tables of one protocol."""
+    """Tables and figures of one protocol."""
 
     summaries: tuple[Summary, ...] = ()
     comparisons: tuple[tuple[str, Comparison], ...] = ()
     """(what is compared with what, the comparison)"""
     sheets: tuple[Sheet, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    """Figures, drawn by the report."""
 
 
 class Protocol(Interface):

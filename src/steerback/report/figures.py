@@ -20,6 +20,8 @@ LONGEST = 34
 
 
 def short(text: str, longest: int = LONGEST) -> str:
+    """Cut to what fits; what no font can show is replaced."""
+    text = "".join(c if c.isprintable() else "\ufffd" for c in text)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from steerback.report import figures
+from steerback.report import charts, figures
 from steerback.report.canvas import canvas, keep
 from steerback.report.doses import by_direction, pooled
-from steerback.report.gather import HEADLINE, Run
+from steerback.report.gather import HEADLINE, Experiment, Run
 from steerback.report.published import published
 from steerback.stats import Summary
 
@@ -148,6 +148,18 @@ class Gallery:
             )
             shown.append(self.draw(parts, 4.6, caption, plot))
         return shown
+
+    def charts(self, run: Run, experiment: Experiment) -> list[Shown]:
+        """Those that the protocol asks for."""
+        return [
+            self.draw(
+                [run.name, experiment.name, chart.title],
+                charts.height(chart),
+                f"{run.name}: {chart.title}. {chart.caption}",
+                partial(charts.draw, chart=chart),
+            )
+            for chart in experiment.analysis.charts
+        ]
 
     def funnel(self, run: Run) -> Shown | None:
         if not run.funnel:

@@ -120,7 +120,7 @@ def _context(runs: Sequence[Run], gallery: Gallery) -> dict[str, Any]:
         "title": _title(runs),
         "headline": table(main),
         "stories": [wording.story(arms) for arms in wording.by_model(main).values()],
-        "experiments": _experiments(runs),
+        "experiments": _experiments(runs, gallery),
         "controls": [s for s in main if s.protocol == "baseline"],
         "published": published(),
         "rates": gallery.rates(main),
@@ -174,7 +174,7 @@ def table(summaries: Sequence[Summary]) -> dict[str, Any]:
     }
 
 
-def _experiments(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _experiments(runs: Sequence[Run], gallery: Gallery) -> list[dict[str, Any]]:
     """Every experiment that is not in the headline, as its analysis says."""
     return [
         {
@@ -188,6 +188,7 @@ def _experiments(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "sheets": [
                 (s, [[wording.entry(x) for x in r] for r in s.rows]) for s in e.analysis.sheets
             ],
+            "charts": gallery.charts(run, e),
             "comparisons": [(what, c, wording.comparison(c)) for what, c in e.analysis.comparisons],
         }
         for run in runs
