@@ -48,8 +48,9 @@ def _lines(fig: Figure, chart: Lines) -> None:
         axes.grid(axis="x", visible=False)
     panels[-1].set_xlabel(chart.x_label)
     panels[-1].set_xlim(min(chart.x), max(chart.x))
-    handles = {h.get_label(): h for a in panels for h in a.get_legend_handles_labels()[0]}
-    fig.legend(handles=list(handles.values()), loc="outside upper left", ncols=3, columnspacing=1.2)
+    found = {h.get_label(): h for a in panels for h in a.get_legend_handles_labels()[0]}
+    lines_first = sorted(found.values(), key=lambda h: isinstance(h, Patch))
+    fig.legend(handles=lines_first, loc="outside upper left", ncols=3, columnspacing=1.2)
 
 
 def _line(axes: Axes, x: Sequence[float], series: Series, colour: str) -> None:
