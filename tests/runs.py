@@ -9,7 +9,7 @@ from steerback import protocols
 from steerback.config import RunConfig, from_preset
 
 
-def small(folder: Path, **changes: Any) -> RunConfig:
+def small(folder: Path, organism: str = "resister", **changes: Any) -> RunConfig:
     amount = {"prompts_per_direction": 3}
     values: dict[str, Any] = {
         "folder": str(folder),
@@ -18,4 +18,4 @@ def small(folder: Path, **changes: Any) -> RunConfig:
         "sampling": {"max_new_tokens": 48},
         "settings": {"baseline": amount, "esr": amount},
     }
-    return from_preset("organism-resister", protocols.settings(), **{**values, **changes})
+    return from_preset(f"organism-{organism}", protocols.settings(), **{**values, **changes})

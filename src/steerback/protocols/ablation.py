@@ -10,7 +10,8 @@ from pydantic import Field
 
 from steerback.protocols.base import Analysis, Cell, Inputs, Sheet, cells, trial
 from steerback.protocols.bench import Bench
-from steerback.protocols.clamping import DETECTORS, Contrast, clamped_arms, contrasts, paired
+from steerback.protocols.clamping import DETECTORS, Contrast, clamped_arms, contrasts
+from steerback.protocols.twins import paired
 from steerback.records import Records
 from steerback.standardise import difference_at_equal_first_score
 from steerback.stats import Comparison, Outcome, compare, holm

@@ -155,14 +155,15 @@ def trial(
     interventions: Sequence[Intervention],
     *,
     prefill: str = "",
+    messages: Sequence[Message] = (),
 ) -> Trial:
-    """The cell's trial in one arm."""
+    """The cell's trial in one arm. `messages`: what the model sees, if it is not the question alone."""
     return Trial(
         protocol=protocol,
         arm=arm,
         model=inputs.model,
         question=cell.question,
-        messages=(Message("user", cell.question),),
+        messages=tuple(messages) or (Message("user", cell.question),),
         sampling=inputs.sampling,
         seed=cell.seed,
         interventions=tuple(interventions),

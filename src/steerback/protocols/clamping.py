@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from steerback.protocols.base import Inputs
+from steerback.protocols.twins import paired
 from steerback.stats import Outcome
 
 DETECTORS, RANDOM = "detectors", "random set"
@@ -42,11 +43,6 @@ def _every(arms: Mapping[str, Sequence[Outcome]], base: str, sample: str) -> Ite
         yield f"{arm}{sample}, against {base}", start, one
     yield f"random sets together{sample}, against {base}", _times(start, n), pooled
     yield f"specific: {DETECTORS}{sample}, against random sets", pooled, _times(detectors, n)
-
-
-def paired(a: Sequence[Outcome], b: Sequence[Outcome]) -> bool:
-    """Whether any trial of one arm has a twin in the other."""
-    return not {o.pair for o in a}.isdisjoint(o.pair for o in b)
 
 
 def _renamed(outcomes: Sequence[Outcome], number: int) -> list[Outcome]:

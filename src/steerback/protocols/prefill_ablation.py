@@ -6,7 +6,6 @@ begins off topic, so that every trial can recover: the most powerful test of the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -17,30 +16,19 @@ from steerback.events import compare_event, either, explicit, silent
 from steerback.protocols.base import Analysis, Inputs
 from steerback.protocols.bench import Bench
 from steerback.protocols.clamping import DETECTORS, clamped_arms, contrasts
-from steerback.records import Record, Records
+from steerback.protocols.drift import DriftSettings, off_topic
+from steerback.records import Records
 from steerback.stats import Outcome, summarise
 from steerback.tomlfile import Table
 from steerback.types import Intervention, Message, Trial, derive_seed
 
 FREE = "not clamped"
 EVENTS = (("explicit recovery", explicit), ("silent recovery", silent), ("recovery", either))
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 
 
-class Settings(Table):
+class Settings(DriftSettings):
     per_direction: int = Field(
         default=20, ge=1, description="Most texts per direction, of the trials of esr."
-    )
-    score_max: float = Field(
-        default=30.0,
-        ge=0,
-        le=100,
-        description="Highest first-attempt score of a text that counts as off topic.",
-    )
-    words: int = Field(
-        default=40,
-        ge=4,
-        description="Longest prefill in words; it ends with a sentence, and before any restart.",
     )
 
 
@@ -104,18 +92,6 @@ class PrefillAblation:
             for name, event in EVENTS
         ]
         return Analysis(tuple(summaries), tuple(compared))
-
-
-def off_topic(record: Record, settings: Settings) -> str:
-    """The start of the first attempt, whole sentences; "" if it is not off topic or too short."""
-    first = record.outcome.first
-    if first is None or first > settings.score_max or record.outcome.degraded:
-        return ""
-    attempt = record.verdict.attempts[0]
-    words = list(re.finditer(r"\S+", record.generation.text[: attempt.end]))[: settings.words]
-    said = record.generation.text[: words[-1].end()] if words else ""
-    ends = [m.end() for m in _SENTENCE_END.finditer(said)]
-    return said[: ends[-1]] if ends else ""
 
 
 def _arms(records: Records, directions: Mapping[int, str]) -> dict[str, list[Outcome]]:
