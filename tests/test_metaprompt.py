@@ -32,9 +32,7 @@ def bench(tmp_path: Path):
 def prepared(settings: Settings = SETTINGS, prompts: str = "eval", labels: bool = True) -> Inputs:
     inputs = world.inputs(prompts=prompts)
     if not labels:
-        inputs = replace(
-            inputs, directions=tuple(replace(d, label="") for d in inputs.directions)
-        )
+        inputs = replace(inputs, directions=tuple(replace(d, label="") for d in inputs.directions))
     return replace(inputs, found={"metaprompt": Metaprompt().before(None, inputs, settings)})
 
 

@@ -95,7 +95,9 @@ def test_the_other_text_is_by_another_latent_that_has_nothing_to_do_with_the_que
 
 
 def prefix(direction: int, score: float, question: str = "q", words: int = 5) -> Prefix:
-    return Prefix(question, " ".join(["w"] * words) + f" {direction}.", 1, f"sae:{direction}", 0, score)
+    return Prefix(
+        question, " ".join(["w"] * words) + f" {direction}.", 1, f"sae:{direction}", 0, score
+    )
 
 
 def directions(*labels: str, skip: str = "") -> dict[str, Direction]:
@@ -120,7 +122,9 @@ def test_the_nearest_text_is_taken(others, labels, best):
 
 
 def test_a_direction_that_has_to_do_with_the_question_never_stands_in():
-    [first, _] = with_others([prefix(0, 1.0), prefix(1, 1.0, "r")], directions("a", "b", skip="q"), 10)
+    [first, _] = with_others(
+        [prefix(0, 1.0), prefix(1, 1.0, "r")], directions("a", "b", skip="q"), 10
+    )
     assert not first.other
 
 
@@ -152,8 +156,8 @@ def test_the_family_parts(organism: str, tmp_path: Path):
         tmp_path / "run",
         organism,
         protocols=["esr", "prefill"],
-        directions={"count": 6},
-        calibration={"rounds": 3, "prompts_per_round": 4, "fresh": 8},
+        directions={"count": 8},
+        calibration={"rounds": 4, "prompts_per_round": 4, "fresh": 8},
         sampling={"max_new_tokens": 64},
         settings={"esr": {"prompts_per_direction": 8}, "prefill": {"per_direction": 6}},
     )
