@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steerback.errors import UserError
+from steerback.labels import Label, read_labels
 from steerback.latents import (
     Chosen,
-    Label,
     Rules,
     as_json,
     from_json,
-    read_labels,
     relevant,
     select,
 )

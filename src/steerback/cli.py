@@ -61,17 +61,26 @@ def run(
 
 @app.command()
 def init(
-    model: Annotated[str, typer.Argument(help="A preset; `steerback models` lists them.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A preset (`steerback models`), a Hugging Face id or a folder."),
+    ],
     to: Annotated[
         Path | None, typer.Option("--to", help="File to write; else standard output.")
     ] = None,
+    sae: Annotated[str, typer.Option(help="SAE, where the model is no preset.")] = "",
+    layer: Annotated[int, typer.Option(help="Layer to steer, where it is no preset.")] = -1,
+    sae_layer: Annotated[
+        int, typer.Option(help="Layer that the SAE was trained on; -1: the steered one.")
+    ] = -1,
 ) -> None:
     """Write a commented configuration for a model."""
     from steerback import protocols
-    from steerback.config import dump_commented, from_preset
+    from steerback.config import dump_commented, start
 
     known = protocols.settings()
-    text = dump_commented(from_preset(model, known), known)
+    config = start(model, known, sae=sae, layer=layer, sae_layer=sae_layer)
+    text = dump_commented(config, known)
     if to is None:
         typer.echo(text)
     elif to.exists():

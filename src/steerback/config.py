@@ -88,7 +88,13 @@ class DirectionsConfig(Table):
     )
     labels: str | None = Field(
         default=None,
-        description="CSV file with the columns index_in_sae and label; none: no labels.",
+        description="Labels: a CSV file with the columns index_in_sae and label, a JSON or JSONL export "
+        "of Neuronpedia, an address of one of these, or neuronpedia:MODEL/SAE; none: no labels.",
+    )
+    labels_sha256: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-fA-F]{64}$",
+        description="SHA-256 that the file of labels must have; none: any.",
     )
     concreteness_min: float = Field(
         default=65.0, ge=0, le=100, description="Least concreteness of a label, 0-100; 0 keeps all."
@@ -264,10 +270,68 @@ def preset(name: str) -> dict[str, Any]:
     return merge(merge(base, data), {"model": {"name": name}})
 
 
+def find_preset(name: str) -> str | None:
+    """The preset of that name, or the one that loads this Hugging Face id; None if there is none."""
+    if name in presets():
+        return name
+    paths = {preset(known)["model"]["path"]: known for known in presets()}
+    return paths.get(name)
+
+
 def from_preset(name: str, protocols: Registry | None = None, /, **values: Any) -> RunConfig:
     """A preset's configuration with some values changed; the run is called as the preset is."""
     data = merge(merge({"name": name}, preset(name)), values)
     return _resolve(Document(f"preset {name}", "", data), protocols)
+
+
+def from_anywhere(
+    model: str,
+    sae: str,
+    layer: int,
+    protocols: Registry | None = None,
+    /,
+    *,
+    sae_layer: int | None = None,
+    **values: Any,
+) -> RunConfig:
+    """A configuration for a model that is no preset: a Hugging Face id or a folder, and its SAE.
+
+    layer: 0-based decoder layer that is steered; sae_layer: the one the SAE was trained on, the same
+    if it is not given. Strengths are searched in median residual norms.
+    """
+    own = {
+        "name": Path(model).name.lower(),
+        "model": {"name": model, "steer_layer": layer},
+        "sae": {"spec": sae, "layer": layer if sae_layer is None else sae_layer},
+    }
+    data = merge(merge(_preset_files()["_any"], own), values)
+    return _resolve(Document(f"model {model}", "", data), protocols)
+
+
+def start(
+    model: str, protocols: Registry, *, sae: str = "", layer: int = -1, sae_layer: int = -1
+) -> RunConfig:
+    """What `steerback init` writes. A negative layer is one that was not given."""
+    known = find_preset(model)
+    given = {"--sae": bool(sae), "--layer": layer >= 0, "--sae-layer": sae_layer >= 0}
+    if known is not None:
+        extra = [option for option, yes in given.items() if yes]
+        if extra:
+            raise UserError(
+                f"{model!r} is a preset, which says itself what {extra[0]} would; write the file "
+                "without it and change it there"
+            )
+        return from_preset(known, protocols)
+    missing = [option for option in ("--sae", "--layer") if not given[option]]
+    if missing == ["--sae", "--layer"] and not _is_elsewhere({}, model):
+        raise UserError(f"unknown model {model!r}; {nearest(model, presets())}")
+    if missing:
+        raise UserError(
+            f"{model!r} is no preset, so {' and '.join(missing)} must be given "
+            "(`steerback models` lists the presets)"
+        )
+    other = sae_layer if sae_layer >= 0 else None
+    return from_anywhere(model, sae, layer, protocols, sae_layer=other)
 
 
 # Files
@@ -285,8 +349,9 @@ def load(path: str | Path, protocols: Registry | None = None) -> RunConfig:
 def _on_preset(document: Document) -> dict[str, Any]:
     model = document.data.get("model")
     name = model.get("name") if isinstance(model, dict) else None
-    if name in presets():
-        return merge(preset(str(name)), document.data)
+    known = find_preset(name) if isinstance(name, str) else None
+    if known is not None:
+        return merge(preset(known), document.data)
     if isinstance(name, str) and name and not _is_elsewhere(model, name):
         raise document.error(
             ("model", "name"),

@@ -20,7 +20,8 @@ from steerback.errors import UserError
 from steerback.judge import thirds
 from steerback.judge.base import Judge
 from steerback.judge.registry import make_judge
-from steerback.latents import Label, read_labels
+from steerback.labels import Label, read_labels
+from steerback.labels import digest as labels_digest
 from steerback.prompts import load_prompts
 from steerback.sae import load_sae
 from steerback.sae.source import hash_files
@@ -88,8 +89,10 @@ class Lab:
             },
         }
         refuse_changed(store, facts)
-        store.note(**facts, judge=judge.name, slots=engine.slots)
         labels = labels_of(config)
+        if config.directions.labels:
+            facts["labels_hash"] = labels_digest(config.directions.labels)
+        store.note(**facts, judge=judge.name, slots=engine.slots)
         return cls(
             config,
             store,
@@ -252,7 +255,7 @@ def sae_path(spec: str) -> str | Path:
 def labels_of(config: RunConfig) -> dict[int, Label]:
     """Labels of the latents: the file that is named, or the organism's own."""
     if config.directions.labels:
-        return read_labels(config.directions.labels)
+        return read_labels(config.directions.labels, config.directions.labels_sha256)
     kind, _, name = config.sae.spec.partition(":")
     return read_labels(organism.sae_path(name) / "labels.csv") if kind == "organism" else {}
 

@@ -1,4 +1,4 @@
-"""Which latents to steer with: labels, concreteness, relevance, life, and the funnel they leave.
+"""Which latents to steer with: concreteness, relevance, life, and the funnel they leave.
 
 Pure selection over arrays; the lab reads the activations. Every latent that is left out is counted
 under the rule that left it out.
@@ -6,16 +6,14 @@ under the rule that left it out.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from steerback.errors import UserError
+from steerback.labels import Label
 from steerback.types import derive_seed
 
 Floats = NDArray[np.float32]
@@ -23,15 +21,6 @@ Relevance = Literal["top-100", "zero", "none"]
 TOP = 100
 CANDIDATES = 3
 """Random candidates per latent wanted and draw, as published."""
-
-
-@dataclass(frozen=True)
-class Label:
-    """What a latent is said to stand for."""
-
-    text: str
-    concreteness: float | None = None
-    """0-100; None where nobody rated it."""
 
 
 @dataclass(frozen=True)
@@ -54,31 +43,6 @@ class Funnel:
 
     def as_json(self) -> list[dict[str, Any]]:
         return [{"rule": rule, "left": left} for rule, left in self.stages]
-
-
-def read_labels(path: str | Path) -> dict[int, Label]:
-    """A CSV with columns index_in_sae and label, and perhaps concreteness (0-100).
-
-    Raises UserError naming file and line.
-    """
-    place = Path(path)
-    try:
-        with place.open(encoding="utf-8-sig", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{place}: cannot be read as a CSV file of labels ({error})") from None
-    if not rows or not {"index_in_sae", "label"} <= set(rows[0]):
-        found = ", ".join(rows[0]) if rows else "no rows"
-        raise UserError(f"{place}: needs the columns index_in_sae and label; it has {found}")
-    return dict(_label(place, n, row) for n, row in enumerate(rows, start=2))
-
-
-def _label(place: Path, line: int, row: Mapping[str, str]) -> tuple[int, Label]:
-    try:
-        rated = row.get("concreteness")
-        return int(row["index_in_sae"]), Label(row["label"], float(rated) if rated else None)
-    except ValueError as error:
-        raise UserError(f"{place}, line {line}: {error}; index_in_sae is a whole number") from None
 
 
 def relevant(activations: Floats, rule: Relevance) -> NDArray[np.bool_]:

@@ -42,13 +42,15 @@ FORMATS = (
 def load_sae(spec: str | Path, name: str | None = None) -> Sae:
     """Opens an SAE; no matrix is read yet.
 
-    spec: a file or folder in one of FORMATS, or `saelens:RELEASE/SAE_ID`.
+    spec: a file or folder in one of FORMATS, here or in a repository of the Hugging Face hub
+    (`hf:OWNER/REPOSITORY/PATH`), or `saelens:RELEASE/SAE_ID`.
     name: what interventions call it; the file's, folder's or release's name when not given.
     Raises UserError, one line, on anything that cannot be read.
     """
     if str(spec).startswith(hub.PREFIX):
         return Sae(hub.read(str(spec)), name or str(spec).removeprefix(hub.PREFIX))
-    path = Path(spec).expanduser()
+    remote = str(spec).startswith(hub.REPOSITORY)
+    path = hub.fetch(str(spec)) if remote else Path(spec).expanduser()
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give the path of a downloaded SAE")
     for known in FORMATS:

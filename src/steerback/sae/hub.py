@@ -1,8 +1,8 @@
-"""`saelens:RELEASE/SAE_ID`: any SAE in sae-lens's directory of published ones.
+"""SAEs by name: `saelens:RELEASE/SAE_ID` and `hf:OWNER/REPOSITORY[@REVISION]/PATH`.
 
 sae-lens says which repository and file a release name means. Where that file is in a format read
 here, it is downloaded to the Hugging Face cache and read in parts; otherwise sae-lens loads the
-SAE, whole, into memory.
+SAE, whole, into memory. `hf:` names a file or folder of a repository, and needs no sae-lens.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from steerback.sae.spec import SaeSpec
 from steerback.sae.tensors import MemoryTensors
 
 PREFIX = "saelens:"
+REPOSITORY = "hf:"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,34 @@ REMOTES: dict[str | None, Remote] = {
     "goodfire": Remote(("",), goodfire.read),
     "llama_scope": Remote((llama_scope.SETTINGS, llama_scope.WEIGHTS.as_posix()), llama_scope.read),
 }
+
+
+def fetch(spec: str) -> Path:
+    """Where the file or folder that `hf:OWNER/REPOSITORY[@REVISION]/PATH` names now lies.
+
+    A path with a suffix is a file. Raises UserError, one line.
+    """
+    owner, _, rest = spec.removeprefix(REPOSITORY).partition("/")
+    name, _, at = rest.partition("/")
+    if not owner or not name or not at:
+        raise UserError(f"{spec}: expected hf:OWNER/REPOSITORY/PATH of a file or folder")
+    name, _, revision = name.partition("@")
+    try:
+        return _fetched(f"{owner}/{name}", at, revision or None)
+    except (OSError, ValueError) as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{spec}: could not be downloaded: {line}") from error
+
+
+def _fetched(repo: str, at: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    if Path(at).suffix:
+        return Path(hf_hub_download(repo, at, revision=revision))
+    folder = Path(snapshot_download(repo, revision=revision, allow_patterns=f"{at}/*")) / at
+    if not folder.is_dir():
+        raise UserError(f"hf:{repo}/{at}: no such folder in the repository")
+    return folder
 
 
 def read(spec: str) -> SaeSpec:
