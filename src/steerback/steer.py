@@ -31,6 +31,15 @@ from steerback.types import Intervention
 Row = Sequence[Intervention]
 """The interventions in force on one row."""
 
+COLUMNS = 16
+"""Latents are read at least so many at once: a product of few columns takes other code, which rounds
+differently, and which latents are read together depends on the batch."""
+
+
+def widened(latents: Sequence[int]) -> list[int]:
+    """The latents, and the first of them again until there are COLUMNS."""
+    return [*latents, *list(latents[:1]) * (COLUMNS - len(latents))]
+
 
 @dataclass
 class Addition:
@@ -241,8 +250,8 @@ class Packer:
         clamps = [(r, i) for r, row in enumerate(rows) for i in row if i.kind == "clamp"]
         if not clamps:
             return None
-        latents = sorted({i.index for _, i in clamps})
-        column = {k: j for j, k in enumerate(latents)}
+        latents = widened(sorted({i.index for _, i in clamps}))
+        column = {k: latents.index(k) for k in set(latents)}
         mask = np.zeros((len(rows), len(latents)), np.float32)
         target = np.zeros_like(mask)
         for r, i in clamps:

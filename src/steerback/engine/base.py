@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from steerback.engine.exact import Block
 from steerback.types import Generation, Intervention, Trial
 
 Site = Callable[[Tensor], Tensor]
@@ -36,6 +37,8 @@ class Backend(Protocol):
     device: torch.device
     dtype: torch.dtype
     kind: str
+    block: Block
+    """Rows of a step come in multiples of `block.rows`."""
 
     def allocate(self, slots: int, capacity: int) -> None:
         """Reserve a cache of `slots` sequences of up to `capacity` tokens."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steerback import steer
+from steerback.engine import exact
 from steerback.engine.base import Backend, Sites, Watch
 from steerback.engine.sampling import draw
 from steerback.engine.slots import Job, Rows, Table
@@ -37,12 +38,13 @@ class Recorder:
 
     def __init__(self, watch: Watch, packer: steer.Packer, table: Table, longest: int) -> None:
         self.layer = watch.layer
-        reader = packer.source(watch.source).reader(list(watch.latents))
+        self.n = len(watch.latents)
+        reader = packer.source(watch.source).reader(steer.widened(watch.latents))
         self.reader = reader.to(packer.device)
         self.longest = longest
         self.table = table
         slots = len(table.jobs)
-        self.values = torch.zeros(slots, longest, len(watch.latents), device=packer.device)
+        self.values = torch.zeros(slots, longest, self.n, device=packer.device)
         self._flat = self.values.view(slots * longest, -1)
         self._first = torch.arange(slots, device=packer.device) * longest
 
@@ -50,7 +52,7 @@ class Recorder:
         """h: [rows, d_model], the residual stream at the last drawn token of each slot."""
         rows = len(h)
         at = (self.table.count[:rows] - 1).clamp_(0, self.longest - 1)
-        self._flat.index_copy_(0, self._first[:rows] + at, self.reader(h).float())
+        self._flat.index_copy_(0, self._first[:rows] + at, self.reader(h)[:, : self.n].float())
         return h
 
 
@@ -73,17 +75,21 @@ class Decoding:
         self.queue = deque(sorted(jobs, key=lambda j: -j.trial.sampling.max_new_tokens))
         self.backend, self.packer, self.stops, self.listener = backend, packer, stops, listener
         self.slots = min(slots, len(jobs))
+        """Trials at once."""
+        self.block = backend.block.rows
+        rows = exact.up(self.slots, self.block)
         longest = max(j.trial.sampling.max_new_tokens for j in jobs)
-        capacity = max(j.room for j in jobs)
-        backend.allocate(self.slots, capacity)
-        self.table = Table(self.slots, capacity, longest, backend.vocab, backend.device)
+        # a watched trial draws one token more, which is dropped
+        capacity = exact.up(max(j.room for j in jobs) + 1, exact.LENGTH)
+        backend.allocate(rows, capacity)
+        self.table = Table(rows, capacity, longest, backend.vocab, backend.device)
         self.recorder = Recorder(watch, packer, self.table, longest) if watch else None
-        self.rows: list[steer.Row] = [()] * self.slots
+        self.rows: list[steer.Row] = [()] * rows
         self.edits: dict[int, steer.Edit] = {}
-        self.next_start = np.full(self.slots, NEVER)
-        self.width = self.slots
-        """Slots that take part in a step: the first ones."""
-        self.sites: Sites = {}
+        self.next_start = np.full(rows, NEVER)
+        self.width = rows
+        """Rows that take part in a step: the first ones. A multiple of `block`."""
+        self._rebuild_sites()
         self.eos = eos
         self._is_eos = np.isin(np.arange(backend.vocab), list(eos))
         settings = [j.trial.sampling for j in jobs]
@@ -94,10 +100,10 @@ class Decoding:
     def steps(self) -> Iterator[list[Finished]]:
         """Advance until nothing is left; what finished after each step."""
         while self.queue or self.table.seated.any():
-            finished = self.retire() if self.admit() else []
+            finished = self.retire(stepped=False) if self.admit() else []
             if self.table.seated.any():
                 self.step()
-                finished += self.retire()
+                finished += self.retire(stepped=True)
             yield finished
 
     def unfinished(self) -> list[Job]:
@@ -112,14 +118,14 @@ class Decoding:
         if not self.queue:
             self._close_ranks()
             return False
-        free = self.table.free
+        free = self.table.free[: self.slots - int(self.table.seated.sum())]
         patience = min(len(self.queue), max(1, self.slots // 8))
         if len(free) < patience:
             return False
         while free and self.queue:
-            jobs = self._next_batch(len(free))
-            self._enter(free[: len(jobs)], jobs)
-            free = free[len(jobs) :]
+            for length, jobs in self._by_length(self._next_batch(len(free))):
+                self._enter(free[: len(jobs)], jobs, length)
+                free = free[len(jobs) :]
         return True
 
     def _next_batch(self, room: int) -> list[Job]:
@@ -133,11 +139,19 @@ class Decoding:
             jobs.append(self.queue.popleft())
         return jobs
 
-    def _enter(self, slots: list[int], jobs: list[Job]) -> None:
+    def _by_length(self, jobs: list[Job]) -> list[tuple[int, list[Job]]]:
+        """Jobs whose prompts are padded to the same length, which depends on each prompt alone."""
+        groups: dict[int, list[Job]] = {}
+        for job in jobs:
+            length = exact.padded(len(job.prompt_ids), self.block, self.backend.context)
+            groups.setdefault(length, []).append(job)
+        return sorted(groups.items())
+
+    def _enter(self, slots: list[int], jobs: list[Job], length: int) -> None:
         self.table.enter(slots, jobs)
         device = self.backend.device
         lengths = np.array([len(j.prompt_ids) for j in jobs])
-        ids = np.zeros((len(jobs), lengths.max()), np.int64)
+        ids = np.zeros((len(jobs), length), np.int64)
         for row, job in zip(ids, jobs, strict=True):
             row[: len(job.prompt_ids)] = job.prompt_ids
         rows = self.table.rows(slots)
@@ -177,7 +191,7 @@ class Decoding:
             layer: edit.take(slice(0, self.width), self.width) for layer, edit in self.edits.items()
         }
         watched = {self.recorder.layer} if self.recorder else set()
-        self.sites = {
+        self.sites: Sites = {
             layer: self._site(layer, heads.get(layer)) for layer in heads.keys() | watched
         }
 
@@ -191,13 +205,13 @@ class Decoding:
         return site
 
     def _close_ranks(self) -> None:
-        """Move the last rows into free slots once half of the step would be idle."""
-        width = int(self.table.seated.sum())
-        if not width or width > self.width // 2:
+        """Move the last rows into free slots once a quarter of the step would be idle."""
+        width = exact.up(int(self.table.seated.sum()), self.block)
+        if not width or width > self.width * 3 // 4:
             return
-        occupied = self.table.occupied
         holes = [s for s in range(width) if self.table.jobs[s] is None]
-        for target, source in zip(holes, [s for s in occupied if s >= width], strict=True):
+        sources = [s for s in self.table.occupied if s >= width]
+        for target, source in zip(holes[: len(sources)], sources, strict=True):
             self._move(source, target)
         self.width = width
         self._rebuild_sites()
@@ -281,8 +295,9 @@ class Decoding:
 
     # --- leaving ------------------------------------------------------------------------------
 
-    def retire(self) -> list[Finished]:
-        """Let finished rows go. A watched row stays one step more, so that its last token is read."""
+    def retire(self, *, stepped: bool) -> list[Finished]:
+        """Let finished rows go. A watched row stays until the next step, so that its last token is
+        read; `stepped` says whether there was one since the last call."""
         table = self.table
         ended = self._is_eos[table.host] | (table.drawn >= table.limit)
         if not self.any_stops and not (table.seated & (ended | table.closing)).any():
@@ -290,7 +305,8 @@ class Decoding:
         out: list[Finished] = []
         for slot in table.occupied:
             if table.closing[slot]:
-                out.append(self._finish(slot, table.tokens(slot)[:-1]))
+                if stepped:
+                    out.append(self._finish(slot, table.tokens(slot)[:-1]))
             elif ended[slot] or self._stopped(slot):
                 if self.recorder is None:
                     out.append(self._finish(slot, table.tokens(slot)))

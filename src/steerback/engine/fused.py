@@ -18,11 +18,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from steerback.engine import exact
 from steerback.engine.base import Sites
 from steerback.engine.pages import Pages, View
 
 PAGE = 32
 """Tokens of a page of the cache."""
+
+GRAIN = 2**15
+"""Elements up to which PyTorch leaves an elementwise operation to one thread."""
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q [..., heads, head_dim], k, v [..., kv_heads, head_dim]) -> [..., heads * head_dim]"""
@@ -128,7 +132,13 @@ class FusedDecoder:
         self.norm_final = self._norm_weight(self.core.norm)
         self.layers = [self._layer(i, module) for i, module in enumerate(self.core.layers)]
         self._cache: list[tuple[Tensor, Tensor]] = []
+        self.block = exact.measure(self._products(), self.device, self.dtype)
         self._tables(min(self.context, 1024))
+
+    def _products(self) -> list[exact.Product]:
+        first = self.layers[0]
+        weights = (first.qkv, first.out, first.gate_up, first.down, self.head)
+        return [exact.linear(weight) for weight in weights]
 
     def _norm_weight(self, norm: Any) -> Tensor:
         weight: Tensor = norm.weight.data
@@ -212,10 +222,23 @@ class FusedDecoder:
             attended = self._norm(attended, w.norm_attention_out)
         x = x + attended
         gate, up = F.linear(self._norm(x, w.norm_mlp), w.gate_up).chunk(2, dim=-1)
-        out = F.linear(self.activation(gate) * up, w.down)
+        out = F.linear(self._activate(gate) * up, w.down)
         if w.norm_mlp_out is not None:
             out = self._norm(out, w.norm_mlp_out)
         return x + out
+
+    def _activate(self, gate: Tensor) -> Tensor:
+        """The activation of gate [..., intermediate], a view of every other stretch of a tensor.
+
+        Threads share a large tensor by number of elements, and where one's share ends inside a row
+        its last elements take another code. Shares below GRAIN are not divided.
+        """
+        if self.device.type != "cpu" or gate.numel() <= GRAIN or torch.get_num_threads() == 1:
+            activated: Tensor = self.activation(gate)
+            return activated
+        flat = gate.reshape(-1, gate.shape[-1])
+        shares = torch.split(flat, max(1, GRAIN // gate.shape[-1]))
+        return torch.cat([self.activation(share) for share in shares]).view(gate.shape)
 
     def _run(
         self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, sites: Sites, layers: int
@@ -324,10 +347,10 @@ class FusedDecoder:
         # a row without a page has no maximum and no sum, and must not pass NaN on to SCRATCH
         highest = highest.clamp_(min=torch.finfo(torch.float32).min)
         weights = scores.sub_(highest.index_select(0, view.owner)[:, :, None]).exp_()
-        total = self._by_row(weights.sum(-1), view, rows).sum(1).clamp_(min=1)
+        total = self._total(weights.sum(-1), view, rows).clamp_(min=1)
         weights = weights.to(values.dtype).view(pages * self.kv_heads, -1, PAGE)
         parts = torch.bmm(weights, values[:pages].flatten(0, 1)).view(pages, -1)
-        out = self._by_row(parts, view, rows).sum(1).view(rows, self.heads, -1)
+        out = self._total(parts, view, rows).view(rows, self.heads, -1)
         return (out / total[:, :, None]).to(q.dtype).view(rows, -1)
 
     def _scores(self, queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
@@ -342,6 +365,12 @@ class FusedDecoder:
     def _by_row(x: Tensor, view: View, rows: int) -> Tensor:
         """[pages, n] -> [rows, most pages of a row, n]"""
         return x.index_select(0, view.table).view(rows, -1, x.shape[-1])
+
+    @staticmethod
+    def _total(x: Tensor, view: View, rows: int) -> Tensor:
+        """[pages, n] -> [rows, n], summed over a row's pages one after another: the order, and so
+        the rounding, does not depend on how many pages the longest row has."""
+        return F.embedding_bag(view.table.view(rows, -1), x, mode="sum")
 
     def _weights(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Attention weights from scaled scores; softmax in float32 as in transformers."""
@@ -390,18 +419,19 @@ class FusedDecoder:
         held = self.pages.held * PAGE
         held[slots] = lengths
         self._make_room(held)
-        pages = -(-ids.shape[1] // PAGE)
+        pages = min(-(-ids.shape[1] // PAGE), self.pages.table.shape[1])
         where = torch.from_numpy(self.pages.table[slots, :pages].ravel()).to(self.device)
 
         def keep(i: int, k: Tensor, v: Tensor) -> None:
             for cache, new in zip(self._cache[i], (k, v), strict=True):
-                padded = F.pad(new, (0, 0, 0, 0, 0, pages * PAGE - new.shape[1]))
+                padded = F.pad(new, (0, 0, 0, 0, 0, pages * PAGE - new.shape[1]))  # cuts, too
                 paged = padded.view(-1, PAGE, self.kv_heads, self.head_dim).transpose(1, 2)
                 cache.index_copy_(0, where, paged)
 
         x = self._sequence(ids, sites, self.n_layers, keep)
         ends = torch.from_numpy(lengths - 1).to(self.device)
-        return self._logits(x[torch.arange(len(ids), device=self.device), ends])
+        last = x[torch.arange(len(ids), device=self.device), ends]
+        return self._logits(exact.filled(last, self.block.rows))[: len(ids)]
 
     def forward(self, ids: Tensor, lengths: Tensor, sites: Sites) -> None:
         self._sequence(ids, sites, max(sites, default=-1) + 1, lambda i, k, v: None)

@@ -118,7 +118,7 @@ class HFEngine:
         pairs = self.answers(questions)
         norms = [
             h.float().norm(dim=-1)
-            for batch in reading.batches(pairs)
+            for batch in reading.batches(self.backend, pairs)
             for h in reading.residuals(self.backend, self.packer, [pairs[i] for i in batch], layer)
         ]
         # sorted by value, so the median does not depend on the order in which answers finished

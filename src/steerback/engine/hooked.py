@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from steerback.engine import exact
 from steerback.engine.base import Sites
 from steerback.errors import UserError
 
@@ -136,6 +137,7 @@ class HookedModel:
         self.context = getattr(self.config, "max_position_embeddings", None) or 2**20
         embedding = self.model.get_input_embeddings().weight
         self.device, self.dtype = embedding.device, embedding.dtype
+        self.block = exact.measure(exact.products(model), self.device, self.dtype)
         self._windows()
         self._cache: list[SlotLayer] = []
         self._cursor = Cursor(torch.zeros(0, dtype=torch.long))
@@ -204,11 +206,26 @@ class HookedModel:
     ) -> Tensor:
         self._cursor.slots = torch.from_numpy(slots).to(self.device)
         self._cursor.positions, self._cursor.width = None, 0
-        ends, which = np.unique(lengths - 1, return_inverse=True)
-        logits = self._sequence(ids, sites, torch.from_numpy(ends).to(self.device))
-        return logits[np.arange(len(ids)), which]
+        ends = torch.from_numpy(lengths - 1).to(self.device)
+        with self._only_at(ends):
+            return self._sequence(ids, sites, 0)[0, : len(ids)]
 
-    def _sequence(self, ids: Tensor, sites: Sites, keep: Tensor) -> Tensor:
+    @contextmanager
+    def _only_at(self, ends: Tensor) -> Iterator[None]:
+        """Logits [1, rows or more, vocab] of one place of each row alone. ends: [rows]"""
+        rows = torch.arange(len(ends), device=self.device)
+
+        def pick(_module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+            h = inputs[0]
+            return exact.filled(h[rows.to(h.device), ends.to(h.device)], self.block.rows)[None]
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(pick)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _sequence(self, ids: Tensor, sites: Sites, keep: int | Tensor) -> Tensor:
         places = torch.arange(ids.shape[1], device=self.device)
         return self._pass(ids, places.expand(len(ids), -1), places, sites, keep)
 

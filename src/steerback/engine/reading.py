@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steerback import steer
+from steerback.engine import exact
 from steerback.engine.base import Backend, Pair, Pool, Reading
 from steerback.engine.spans import Span, sequence_sites
 from steerback.sae import LatentReader, Source
@@ -21,24 +23,26 @@ READ_CELLS = 2**23
 """Activations held at once while pooling (32 MiB of float32)."""
 
 
-def batches(pairs: Sequence[Pair]) -> Iterator[list[int]]:
-    """Indices of pairs of similar length whose padded size fits READ_TOKENS (at least one pair)."""
-    length = [len(p.prompt_ids) + len(p.response_ids) for p in pairs]
-    batch: list[int] = []
-    for i in sorted(range(len(pairs)), key=lambda i: length[i]):
-        if batch and length[i] * (len(batch) + 1) > READ_TOKENS:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+def batches(backend: Backend, pairs: Sequence[Pair]) -> Iterator[list[int]]:
+    """Indices of pairs that are padded to one length, at most READ_TOKENS tokens (or one pair)."""
+    length = [_padded(backend, p) for p in pairs]
+    order = sorted(range(len(pairs)), key=lambda i: length[i])
+    for n, same in groupby(order, key=lambda i: length[i]):
+        alike = list(same)
+        most = max(1, READ_TOKENS // n)
+        yield from (alike[at : at + most] for at in range(0, len(alike), most))
+
+
+def _padded(backend: Backend, pair: Pair) -> int:
+    n = len(pair.prompt_ids) + len(pair.response_ids)
+    return exact.padded(n, backend.block.rows, backend.context)
 
 
 def residuals(
     backend: Backend, packer: steer.Packer, pairs: Sequence[Pair], layer: int
 ) -> list[Tensor]:
     """Residual stream that leaves `layer` over each pair's response tokens: [tokens, d_model]."""
-    ids, lengths = _pad(pairs)
+    ids, lengths = _pad(pairs, max(_padded(backend, p) for p in pairs))
     held: list[Tensor] = []
 
     def keep(h: Tensor) -> Tensor:
@@ -58,9 +62,9 @@ def residuals(
     return [h[r, len(p.prompt_ids) : ends[r]] for r, p in enumerate(pairs)]
 
 
-def _pad(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+def _pad(pairs: Sequence[Pair], length: int) -> tuple[Tensor, Tensor]:
     lengths = [len(p.prompt_ids) + len(p.response_ids) for p in pairs]
-    ids = np.zeros((len(pairs), max(lengths)), np.int64)
+    ids = np.zeros((len(pairs), length), np.int64)
     for row, p in zip(ids, pairs, strict=True):
         row[: len(p.prompt_ids) + len(p.response_ids)] = (*p.prompt_ids, *p.response_ids)
     return torch.from_numpy(ids), torch.tensor(lengths)
@@ -78,28 +82,35 @@ def read(
 ) -> list[Reading]:
     """One reading per pair, in order; see `Engine.read`."""
     out: list[Reading | None] = [None] * len(pairs)
-    reader = source.reader(latents).to(backend.device)
-    for batch in batches(pairs):
+    n = source.n if latents is None else len(latents)
+    asked = None if latents is None else steer.widened(latents)
+    reader = source.reader(asked).to(backend.device)
+    for batch in batches(backend, pairs):
         streams = residuals(backend, packer, [pairs[i] for i in batch], layer)
         for i, h in zip(batch, streams, strict=True):
-            out[i] = Reading(_pooled(reader, h, pool))
+            out[i] = Reading(_pooled(reader, h, pool, backend.block.rows)[..., :n])
     return [reading for reading in out if reading is not None]
 
 
-def _pooled(reader: LatentReader, h: Tensor, pool: Pool) -> NDArray[np.float32]:
+def _pooled(reader: LatentReader, h: Tensor, pool: Pool, block: int) -> NDArray[np.float32]:
     """h: [tokens, d_model] -> [latents], or [tokens, latents] for pool "none".
 
-    Tokens go through the encoder a few at a time, so that READ_CELLS activations are held at most.
+    Tokens go through the encoder a few at a time, so that READ_CELLS activations are held at most,
+    but a multiple of `block` at once.
     """
     n = len(reader.indices)
-    pieces = torch.split(h, max(1, READ_CELLS // n))
+    pieces = torch.split(h, max(1, READ_CELLS // n // block) * block)
+
+    def read_rows(piece: Tensor) -> Tensor:
+        return reader(exact.filled(piece, block))[: len(piece)].float()
+
     if pool == "none":
-        return torch.cat([reader(piece).float() for piece in pieces]).cpu().numpy()
+        return torch.cat([read_rows(piece) for piece in pieces]).cpu().numpy()
     if len(h) == 0:
         return np.full(n, np.nan, np.float32)
     total = torch.full((n,), -torch.inf if pool == "max" else 0.0, device=h.device)
     for piece in pieces:
-        acts = reader(piece).float()
+        acts = read_rows(piece)
         if pool == "active":
             acts = (acts != 0).float()
         total = torch.maximum(total, acts.amax(0)) if pool == "max" else total + acts.sum(0)
