@@ -129,9 +129,11 @@ class Gallery:
         )
 
     def doses(self, run: Run) -> list[Shown]:
-        """One figure per steered arm in which strengths differ."""
+        """One figure per steered arm of the main experiments in which strengths differ."""
         shown = []
         for arm, rows in run.arms().items():
+            if arm.protocol not in HEADLINE:
+                continue
             outcomes = [r.outcome for r in rows if r.outcome]
             points = by_direction(outcomes)
             if len({p.low for p in points}) < 2:
