@@ -238,6 +238,34 @@ def test_watch_equals_a_teacher_forced_read(folder: Path) -> None:
         np.testing.assert_allclose(g.trace.values, reading.values, atol=2e-4)
 
 
+def test_a_watch_keeps_of_each_trial_what_it_adds_itself(folder: Path) -> None:
+    e = engine(folder)
+    trials = varied(17)
+    every = tuple(range(0, 60, 3))
+    whole = run(e, trials, watch=Watch("sae", 2, every))
+    found = run(e, trials, watch=Watch("sae", 2, (9, 3), own=every))
+    kept = set()
+    for t, g, w in zip(trials, found, whole, strict=True):
+        added = {i.index for i in t.interventions if i.kind == "add" and i.source == "sae"}
+        own = [k for k in every if k in added and k not in (9, 3)]
+        kept |= {*own}
+        assert g.trace is not None
+        assert w.trace is not None
+        assert g.trace.latents == (9, 3, *own)
+        columns = [every.index(k) for k in g.trace.latents]
+        np.testing.assert_array_equal(g.trace.values, w.trace.values[:, columns])
+    assert kept
+
+
+def test_read_skips_the_tokens_it_is_told_to(folder: Path) -> None:
+    e = engine(folder)
+    for t, g in zip(trials := varied(9), run(e, trials), strict=True):
+        skip = len(g.token_ids) // 2
+        pairs = [Pair(g.prompt_ids, g.token_ids, t.interventions, skip=n) for n in (0, skip)]
+        whole, part = (r.values for r in e.read(pairs, source="sae", layer=2, pool="none"))
+        np.testing.assert_allclose(part, whole[skip:], atol=2e-4)
+
+
 @pytest.mark.parametrize("backend", ["fused", "transformers"])
 def test_read_equals_a_naive_pass(folder: Path, backend: str) -> None:
     e = engine(folder, backend=backend)

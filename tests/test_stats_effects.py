@@ -133,3 +133,16 @@ def test_unknown_alternative():
 def test_holm_is_statsmodels(n):
     p = np.round(np.random.default_rng(n).random(n) ** 3, 2)
     np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1], atol=1e-12)
+
+
+@pytest.mark.parametrize("side", ["two-sided", "greater", "less"])
+def test_paired_t_against_scipy_and_where_nothing_varies(side):
+    rng = np.random.default_rng(1)
+    x = rng.normal(0.2, 1, (17, 3))
+    found = effects.paired_t(x, side)
+    want = stats.ttest_1samp(x, 0, alternative=side)
+    assert found.statistic == pytest.approx(want.statistic)
+    assert found.p == pytest.approx(want.pvalue)
+    flat = effects.paired_t(np.array([[0.0, 2.0]] * 3), side)
+    assert flat.p.tolist() == [1.0, {"less": 1.0}.get(side, 0.0)]
+    assert effects.paired_t([1.0], side).p == 1

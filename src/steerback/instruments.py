@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from steerback import chat
 from steerback.engine.base import Pair
+from steerback.errors import UserError
 from steerback.lab import SOURCE, Lab
 from steerback.latents import relevant
 from steerback.preparation import prompt_pair
 from steerback.protocols.bench import Floats, Pooling, Text
-from steerback.records import Records
-from steerback.types import Generation, Trial
+from steerback.records import Record, Records
+from steerback.types import Generation, Trace, Trial
 
 CHUNK = 128
 """Texts read at a time: besides the result, the readings of one chunk are held."""
@@ -74,6 +75,23 @@ class Instruments:
         )
         return [r.values for r in readings]
 
+    def recorded(self, records: Sequence[Record], latents: Sequence[int]) -> list[Floats]:
+        wanted = {r.trial.key for r in records}
+        protocols = {r.trial.protocol for r in records}
+        found = {
+            key: columns(trace, latents)
+            for protocol in protocols
+            for key, trace in self._lab.store.traces(protocol=protocol)
+            if key in wanted
+        }
+        if lacking := wanted - found.keys():
+            raise UserError(
+                f"{self._lab.store.folder}: {len(lacking)} of {len(wanted)} trials were generated "
+                "before anybody asked for their activations; read them teacher-forced (reading = "
+                '"steered"), or use a new folder'
+            )
+        return [found[r.trial.key] for r in records]
+
     def nearest(self, latents: Sequence[int], count: int) -> list[list[int]]:
         source = self._lab.engine.sources[SOURCE]
         own = torch.nn.functional.normalize(source.directions(latents), dim=1)
@@ -103,5 +121,15 @@ class Instruments:
         return chat.spans(self._lab.engine.tokenizer, ids)[1]
 
 
+def columns(trace: Trace, latents: Sequence[int]) -> Floats:
+    """[tokens, latents] of a stored trace; NaN for a latent that it does not have."""
+    place = {k: n for n, k in enumerate(trace.latents)}
+    out = np.full((len(trace.values), len(latents)), np.nan, np.float32)
+    for n, k in enumerate(latents):
+        if k in place:
+            out[:, n] = trace.values[:, place[k]]
+    return out
+
+
 def _pair(text: Text) -> Pair:
-    return Pair(text.prompt_ids, text.response_ids, text.interventions)
+    return Pair(text.prompt_ids, text.response_ids, text.interventions, text.skip)

@@ -5,16 +5,18 @@ Running the same configuration again is how a run is resumed: everything that is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from steerback import protocols
 from steerback.config import FREE_KEYS, RunConfig
+from steerback.engine.base import Watch
 from steerback.errors import UserError
 from steerback.instruments import Instruments
-from steerback.lab import Lab
+from steerback.lab import SOURCE, Lab
 from steerback.preparation import prepare
-from steerback.protocols.base import Analysis, Inputs, Staged
+from steerback.protocols.base import Analysis, Inputs, Recording, Staged
 from steerback.records import Records, stored_finding
 from steerback.store import Store
 from steerback.tomlfile import Table
@@ -36,7 +38,8 @@ def run(config: RunConfig, ui: Ui | None = None) -> dict[str, Analysis]:
             trials = protocol.plan(inputs, settings)
             store.put_artifact(f"planned/{protocol.name}", len(trials))
             ui.stage(f"{protocol.name}: {len(trials)} trials")
-            lab.execute(trials, protocol.name, implicit=True)
+            watch = recording(config, names, inputs, protocol.name)
+            lab.execute(trials, protocol.name, implicit=True, watch=watch)
         return analyse(store, names)
 
 
@@ -54,6 +57,20 @@ def look(lab: Lab, protocol: Staged, inputs: Inputs, settings: Table) -> Any:
         found = protocol.before(Instruments(lab), inputs, settings)
         lab.store.put_artifact(f"found/{name}", {"settings": wanted, "found": found})
     return found
+
+
+def recording(
+    config: RunConfig, names: Sequence[str], inputs: Inputs, protocol: str
+) -> Watch | None:
+    """What the protocols of the run want recorded while the trials of `protocol` are generated."""
+    latents: list[int] = []
+    for other in map(protocols.get, names):
+        if isinstance(other, Recording) and protocol in other.records:
+            settings = other.settings.model_validate(config.settings.get(other.name, {}))
+            latents += other.recorded(inputs, settings)
+    own = tuple(d.index for d in inputs.directions if d.source == SOURCE)
+    shared = tuple(dict.fromkeys(latents))
+    return Watch(SOURCE, config.readout_layer, shared, own) if shared else None
 
 
 def analyse(store: Store, names: list[str], judge: str = "") -> dict[str, Analysis]:

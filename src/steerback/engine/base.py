@@ -73,6 +73,18 @@ class Watch:
     source: str
     layer: int
     latents: tuple[int, ...]
+    own: tuple[int, ...] = ()
+    """Recorded besides, each in the trials that add it alone."""
+
+    @property
+    def every(self) -> tuple[int, ...]:
+        """All latents that are read while rows of a batch are decoded."""
+        return (*self.latents, *(k for k in self.own if k not in self.latents))
+
+    def columns(self, interventions: Iterable[Intervention]) -> list[int]:
+        """Places in `every` of what is kept of a trial with these interventions."""
+        added = {i.index for i in interventions if i.kind == "add" and i.source == self.source}
+        return [n for n, k in enumerate(self.every) if n < len(self.latents) or k in added]
 
 
 @dataclass(frozen=True)
@@ -82,11 +94,13 @@ class Pair:
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     interventions: tuple[Intervention, ...] = ()
+    skip: int = 0
+    """Response tokens that are passed over before reading begins."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Activations over the response tokens of one pair.
+    """Activations over the response tokens of one pair, but for those skipped.
 
     values: [tokens, latents] for pool "none", else [latents].
     """

@@ -38,8 +38,8 @@ class Recorder:
 
     def __init__(self, watch: Watch, packer: steer.Packer, table: Table, longest: int) -> None:
         self.layer = watch.layer
-        self.n = len(watch.latents)
-        reader = packer.source(watch.source).reader(steer.widened(watch.latents))
+        self.n = len(watch.every)
+        reader = packer.source(watch.source).reader(steer.widened(watch.every))
         self.reader = reader.to(packer.device)
         self.longest = longest
         self.table = table

@@ -233,7 +233,7 @@ class HFEngine:
 
     def _check_watch(self, watch: Watch) -> None:
         self.check_layer(watch.layer, f"watching {watch.source}")
-        self.packer.source(watch.source).reader(list(watch.latents))
+        self.packer.source(watch.source).reader(list(watch.every))
 
     def _stops(self, job: Job, ids: list[int]) -> bool:
         text = chat.decode(self.tokenizer, ids)
@@ -247,7 +247,9 @@ class HFEngine:
             text = _cut(text, job.trial.sampling.stop)
         trace = None
         if watch is not None and values is not None:
-            trace = Trace(watch.source, watch.layer, watch.latents, values.cpu().numpy())
+            columns = watch.columns(job.trial.interventions)
+            latents = tuple(watch.every[n] for n in columns)
+            trace = Trace(watch.source, watch.layer, latents, values[:, columns].cpu().numpy())
         return Generation(
             trial_key=job.trial.key,
             prompt_ids=tuple(job.prompt_ids),

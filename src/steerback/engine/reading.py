@@ -41,7 +41,7 @@ def _padded(backend: Backend, pair: Pair) -> int:
 def residuals(
     backend: Backend, packer: steer.Packer, pairs: Sequence[Pair], layer: int
 ) -> list[Tensor]:
-    """Residual stream that leaves `layer` over each pair's response tokens: [tokens, d_model]."""
+    """Residual stream that leaves `layer` over what is read of each pair: [tokens, d_model]."""
     ids, lengths = _pad(pairs, max(_padded(backend, p) for p in pairs))
     held: list[Tensor] = []
 
@@ -59,7 +59,7 @@ def residuals(
     with torch.inference_mode():
         backend.forward(ids.to(backend.device), lengths.to(backend.device), sites)
     h = held[0].view(*ids.shape, -1)
-    return [h[r, len(p.prompt_ids) : ends[r]] for r, p in enumerate(pairs)]
+    return [h[r, len(p.prompt_ids) + p.skip : ends[r]] for r, p in enumerate(pairs)]
 
 
 def _pad(pairs: Sequence[Pair], length: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import import_module
 
 from steerback.errors import UserError, nearest
-from steerback.protocols.base import Protocol, Staged
+from steerback.protocols.base import Protocol, Recording, Staged
 from steerback.tomlfile import Table
 
 
@@ -27,7 +27,10 @@ def get(name: str) -> Protocol:
 
 
 def with_needs(names: Iterable[str]) -> list[str]:
-    """These protocols and those they rest on, each once and after what it needs."""
+    """These protocols and those they rest on, each once and after what it needs.
+
+    Those that record others come first, so that what they need is there when the others run.
+    """
     order: list[str] = []
 
     def visit(name: str) -> None:
@@ -37,7 +40,7 @@ def with_needs(names: Iterable[str]) -> list[str]:
                 visit(need)
             order.append(name)
 
-    for name in names:
+    for name in sorted(names, key=lambda name: not isinstance(get(name), Recording)):
         visit(name)
     return order
 

@@ -127,6 +127,19 @@ class Staged(Interface):
         ...
 
 
+@runtime_checkable
+class Recording(Interface):
+    """What a protocol has besides, if others' trials are to be recorded while they are generated."""
+
+    name: str
+    records: tuple[str, ...]
+    """Those protocols. They run after everything that this one needs before them."""
+
+    def recorded(self, inputs: Inputs, settings: Table) -> Sequence[int]:
+        """Latents of the run's SAE; a trial's own added latent is recorded with them. None: nothing."""
+        ...
+
+
 def cells(inputs: Inputs, per_direction: int) -> Iterator[Cell]:
     """Each direction with `per_direction` questions it has nothing to do with, drawn without
     replacement (all of them, and again, if there are fewer). Question and seed depend on the run's

@@ -10,7 +10,7 @@ from typing import Protocol as Interface
 import numpy as np
 from numpy.typing import NDArray
 
-from steerback.records import Records
+from steerback.records import Record, Records
 from steerback.types import Generation, Intervention, Trial
 
 Floats = NDArray[np.float32]
@@ -25,6 +25,8 @@ class Text:
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     interventions: tuple[Intervention, ...] = ()
+    skip: int = 0
+    """Response tokens that are passed over before reading begins."""
 
 
 class Bench(Interface):
@@ -69,6 +71,11 @@ class Bench(Interface):
 
     def traces(self, texts: Sequence[Text], *, layer: int, latents: Sequence[int]) -> list[Floats]:
         """Teacher-forced activations [tokens, latents] of each text."""
+        ...
+
+    def recorded(self, records: Sequence[Record], latents: Sequence[int]) -> list[Floats]:
+        """Activations [tokens drawn, latents] at the readout layer as they were while each trial was
+        generated; NaN for a latent that was not recorded there. UserError for a trial without any."""
         ...
 
     def nearest(self, latents: Sequence[int], count: int) -> list[list[int]]:

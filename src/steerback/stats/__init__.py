@@ -11,6 +11,7 @@ from steerback.stats.effects import (
     cohens_d_paired,
     holm,
     one_sided,
+    paired_t,
     welch,
     wilcoxon,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "is_degraded",
     "one_sided",
     "outcome",
+    "paired_t",
     "power",
     "summarise",
     "welch",

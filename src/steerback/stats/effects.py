@@ -89,6 +89,21 @@ def welch(x: ArrayLike, y: ArrayLike, alternative: Alternative = "two-sided") ->
     return TestResult(t, df, np.where(nothing, 1.0, one_sided(p_two, t, alternative)))
 
 
+def paired_t(difference: ArrayLike, alternative: Alternative = "two-sided") -> TestResult:
+    """Student's (1908) t test that the mean of differences [n, ...] is 0. "greater": above 0.
+
+    Where they do not vary: p = 1 at 0, else t is infinite. With fewer than two, p = 1.
+    """
+    difference = np.asarray(difference, np.float64)
+    n = len(difference)
+    if n < 2:
+        nothing = np.zeros(difference.shape[1:])
+        return TestResult(nothing, nothing, nothing + 1)
+    t = _over(difference.mean(axis=0), difference.std(axis=0, ddof=1) / np.sqrt(n))
+    p = one_sided(2 * special.stdtr(n - 1, -np.abs(t)), t, alternative)
+    return TestResult(t, np.full(t.shape, n - 1.0), np.where(t == 0, 1.0, p))
+
+
 def one_sided(p_two: ArrayLike, statistic: ArrayLike, alternative: Alternative) -> Floats:
     """The p value of `alternative` from a two-sided one of a statistic symmetric about 0.
 
