@@ -241,7 +241,7 @@ def test_watch_equals_a_teacher_forced_read(folder: Path) -> None:
 def test_a_watch_keeps_of_each_trial_what_it_adds_itself(folder: Path) -> None:
     e = engine(folder)
     trials = varied(17)
-    every = tuple(range(0, 60, 3))
+    every = tuple(range(60))
     whole = run(e, trials, watch=Watch("sae", 2, every))
     found = run(e, trials, watch=Watch("sae", 2, (9, 3), own=every))
     kept = set()
@@ -253,7 +253,7 @@ def test_a_watch_keeps_of_each_trial_what_it_adds_itself(folder: Path) -> None:
         assert w.trace is not None
         assert g.trace.latents == (9, 3, *own)
         columns = [every.index(k) for k in g.trace.latents]
-        np.testing.assert_array_equal(g.trace.values, w.trace.values[:, columns])
+        np.testing.assert_allclose(g.trace.values, w.trace.values[:, columns], atol=1e-5)
     assert kept
 
 
