@@ -59,6 +59,9 @@ class World:
     def records(self) -> Records:
         return Records(self.store, JUDGE)
 
+    def settings(self, protocol: str) -> dict[str, object]:
+        return {"prompts_per_direction": 4} if protocol in ("esr", "baseline") else {}
+
     def execute(self, trials: Sequence[Trial], what: str) -> list[Generation]:
         made = [_answer(t) for t in trials]
         self.store.add(zip(trials, made, strict=True))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,9 @@ class Instruments:
     @property
     def records(self) -> Records:
         return Records(self._lab.store, self._lab.judge.name)
+
+    def settings(self, protocol: str) -> Mapping[str, Any]:
+        return self._lab.config.settings.get(protocol, {})
 
     def execute(self, trials: Sequence[Trial], what: str) -> list[Generation]:
         self._lab.execute(trials, what)

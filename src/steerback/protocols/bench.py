@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from typing import Protocol as Interface
 
 import numpy as np
@@ -51,6 +51,10 @@ class Bench(Interface):
     @property
     def records(self) -> Records:
         """Judged trials of the run so far."""
+        ...
+
+    def settings(self, protocol: str) -> Mapping[str, Any]:
+        """What the run's configuration says of a protocol; empty if nothing."""
         ...
 
     def execute(self, trials: Sequence[Trial], what: str) -> list[Generation]:
