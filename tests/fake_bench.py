@@ -82,6 +82,7 @@ class World:
         latents: Sequence[int] | None = None,
     ) -> Floats:
         assert layer == 1
+        self.read_last = texts
         every = np.stack([_activations(t) for t in texts])
         if pool == "active":
             every = every > 0

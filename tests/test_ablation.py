@@ -34,13 +34,13 @@ SETTINGS = Settings(prompts_per_direction=20, heldout_prompts_per_direction=4, l
 MATCHED = Match(neighbours=1)
 
 
-def prepared(bench: world.World, detectors: list[int]) -> Inputs:
+def prepared(bench: world.World, detectors: list[int], matched: Match = MATCHED) -> Inputs:
     """Everything up to the plan of the ablation; `detectors` replace those that were found."""
     inputs = world.inputs()
     found = Detectors().before(bench, inputs, Search(derangements=3))
     inputs = replace(inputs, found={"detectors": {**found, "chosen": detectors}})
     bench.judge(Esr().plan(inputs, Esr().settings(prompts_per_direction=20)), {}, 0.6)
-    for protocol, settings in ((Matching(), MATCHED), (Ablation(), SETTINGS)):
+    for protocol, settings in ((Matching(), matched), (Ablation(), SETTINGS)):
         finding = protocol.before(bench, inputs, settings)
         inputs = replace(inputs, found={**inputs.found, protocol.name: finding})
         stored = {"settings": settings.model_dump(mode="json"), "found": finding}
@@ -99,6 +99,19 @@ def test_random_sets_hold_nothing_that_could_explain_an_effect(bench):
     nearest = {k + 20 for k in steered}
     assert len(drawn) == len(set(drawn)) == 6
     assert not set(drawn) & ({world.DETECTOR, world.TRACKER, world.DEAD} | steered | nearest)
+
+
+def test_a_clamp_after_the_addition_spares_the_steered_latent_alone(bench):
+    steered = world.inputs().directions[0].index
+    inputs = prepared(bench, [world.DETECTOR, steered], Match(neighbours=1, clamp="after"))
+    assert all(t.interventions for t in bench.read_last)  # activity as such a clamp reads it
+    for t in by_arm(Ablation().plan(inputs, SETTINGS))["detectors"]:
+        held = [i.index for i in t.interventions if i.kind == "clamp-after"]
+        own = t.steered_by.index
+        assert held == [k for k in (world.DETECTOR, steered) if k != own]
+        assert len(t.interventions) == 1 + len(held)
+    prepared(bench, [world.DETECTOR])
+    assert not any(t.interventions for t in bench.read_last)
 
 
 def effects(bench: world.World, restart: dict[int, float], otherwise: float, detectors: list[int]):

@@ -129,14 +129,19 @@ def full_edit(trial: Trial, first: int) -> Callable:
             for name, w in weights.items():
                 own = [i for i in active if i.source == name]
                 acts = models.encode(w, h[row])
-                changed = acts.clone()
+                changed, added = acts.clone(), h[row]
                 for i in own:
                     if i.kind == "clamp":
                         changed[i.index] = i.value
                 for i in own:
                     if i.kind == "add":
                         changed[i.index] += i.value
+                        added = added + i.value * w["W_dec"][i.index]
                 out[row] = out[row] + changed @ w["W_dec"] - acts @ w["W_dec"]
+                late = models.encode(w, added)
+                for i in own:
+                    if i.kind == "clamp-after":
+                        out[row] = out[row] + (i.value - late[i.index]) * w["W_dec"][i.index]
             for i in active:
                 if i.source == "vectors":
                     out[row] = out[row] + i.value * OTHER["W_dec"][i.index]
@@ -162,6 +167,7 @@ MIXED = [
     (Intervention("clamp", "sae", 5, 0.0, 1), Intervention("clamp", "sae", 9, 4.0, 1)),
     (Intervention("add", "sae", 9, -5.0, 2), Intervention("clamp", "sae", 9, 3.0, 2)),
     (Intervention("add", "sae", 3, 4.0, 0), Intervention("add", "other", 8, 5.0, 2)),
+    (Intervention("add", "sae", 9, 7.0, 1), Intervention("clamp-after", "sae", 30, 5.0, 1)),
     (Intervention("add", "vectors", 8, 5.0, 3, positions="all"),),
     (Intervention("add", "sae", 20, 6.0, 1, positions="from:6"),),
     (
@@ -177,10 +183,10 @@ MIXED = [
 def test_steered_equals_hooked_generate(folder: Path, kind: str, backend: str) -> None:
     """One batch of rows that share nothing, each equal to its own generate() with full hooks."""
     e = engine(folder, kind, backend)
-    prefills = ["", "so then ", "", "x", "", "abc", "well, ", "yes"]
+    prefills = ["", "so then ", "", "x", "", "", "abc", "well, ", "yes"]
     trials = [
         trial(q, *interventions, prefill=prefill)
-        for q, interventions, prefill in zip(ragged(8), MIXED, prefills, strict=True)
+        for q, interventions, prefill in zip(ragged(9), MIXED, prefills, strict=True)
     ]
     differ = 0
     for t, g in zip(trials, run(e, trials), strict=True):

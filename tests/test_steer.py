@@ -33,20 +33,37 @@ def rows(n: int) -> list[tuple[Intervention, ...]]:
         (Intervention("add", "test", 7, -1.5, 0), Intervention("clamp", "test", 7, 2.0, 0)),
         tuple(Intervention("clamp", "test", k, 0.1 * k, 0) for k in range(0, saes.N, 3)),
         (Intervention("add", "test", 1, 1.0, 0), Intervention("add", "test", 1, 2.0, 0)),
+        (Intervention("add", "test", 7, 4.0, 0), Intervention("clamp-after", "test", 7, 0.5, 0)),
+        (
+            Intervention("add", "test", 3, 6.0, 0),
+            Intervention("clamp-after", "test", 5, 0.0, 0),
+            Intervention("clamp", "test", 2, 0.0, 0),
+        ),
     ]
     return [kinds[i % len(kinds)] for i in range(n)]
 
 
 def naive(sae: saes.Naive, h: torch.Tensor, each: list[tuple[Intervention, ...]]) -> torch.Tensor:
+    """Additions and clamps at once, then the clamps that come after them, each a pass of its own."""
     acts = sae.encode(h)
     change = torch.zeros_like(acts)
+    added = torch.zeros_like(acts)
     for r, row in enumerate(each):
         for i in row:
             if i.kind == "add":
                 change[r, i.index] += i.value
-            else:
+                added[r, i.index] += i.value
+            elif i.kind == "clamp":
                 change[r, i.index] += i.value - acts[r, i.index]
-    return sae.edit(h, change)
+    seen = sae.encode(sae.edit(h, added))
+    out = sae.edit(h, change)
+    late = torch.zeros_like(acts)
+    for r, row in enumerate(each):
+        for i in row:
+            if i.kind == "clamp-after":
+                late[r, i.index] += i.value - seen[r, i.index]
+    # the change of the late clamps enters with the scale of the stream that they read
+    return out + sae.edit(sae.edit(h, added), late) - sae.edit(h, added)
 
 
 @pytest.mark.parametrize("n", saes.SIZES)
@@ -69,12 +86,27 @@ def test_taking_and_writing_rows_equals_packing_them() -> None:
     whole = steer.apply(h, edit)
     index = torch.tensor([4, 4, 0, 16, 9])
     torch.testing.assert_close(steer.apply(h[index], edit.take(index, 5)), whole[index])
-    other = packer.pack(each[1:7])[0]
+    other = packer.pack(each[1:9])[0]
     assert other.kind == edit.kind
-    edit.write(torch.arange(6), other)
+    edit.write(torch.arange(8), other)
     torch.testing.assert_close(
-        steer.apply(h, edit), steer.apply(h, packer.pack([*each[1:7], *each[6:]])[0])
+        steer.apply(h, edit), steer.apply(h, packer.pack([*each[1:9], *each[8:]])[0])
     )
+
+
+def test_a_clamp_after_has_the_last_word() -> None:
+    """It undoes an addition of its own latent; a clamp that reads the incoming stream does not."""
+    packer = steer.Packer({"test": sae_of(KINDS[0])})
+    h = saes.stream(17)
+
+    def edited(x: torch.Tensor, *row: Intervention) -> torch.Tensor:
+        return steer.apply(x, packer.pack([row] * 17)[0])
+
+    add = Intervention("add", "test", 7, 9.0, 0)
+    clamp, after = (Intervention(kind, "test", 7, 0.5, 0) for kind in ("clamp", "clamp-after"))
+    torch.testing.assert_close(edited(h, add, after), edited(edited(h, add), clamp))
+    torch.testing.assert_close(edited(h, add, clamp), edited(edited(h, clamp), add))
+    assert not torch.allclose(edited(h, add, after), edited(h, add, clamp), atol=1e-2)
 
 
 def test_a_vector_is_added_as_stored() -> None:
@@ -119,7 +151,7 @@ def test_errors_name_the_offender() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("kind", "mul", "use 'add' or 'clamp'"),
+        ("kind", "mul", "use 'add', 'clamp' or 'clamp-after'"),
         ("unit", "norm", "use 'raw' or 'resid'"),
         ("value", float("nan"), "finite"),
         ("index", -1, "count from 0"),

@@ -5,10 +5,12 @@ s, clamped latents C with values v:
 
     h' = h + sum_{k in A} s_k W_dec[k] + sum_{k in C} (v_k - f_k(h)) W_dec[k]
 
-f_k is read on the incoming h, so a latent in both sets counts as v_k + s_k. This equals encoding all
-latents, editing those in A and C, decoding, and adding back the reconstruction error, because the
-unedited latents and the error cancel; it costs |A| + |C| rows instead of two passes through the
-dictionary. A decoder row enters an SAE with input normalisation through `Source.output_scale(h)`.
+f_k is read on the incoming h, so a latent in both sets counts as v_k + s_k (kind "clamp"; for kind
+"clamp-after" it is read on h + sum_{k in A} s_k W_dec[k], so that the clamp has the last word).
+This equals encoding all latents, editing those in A and C, decoding, and adding back the
+reconstruction error, because the unedited latents and the error cancel; it costs |A| + |C| rows
+instead of two passes through the dictionary. A decoder row enters an SAE with input normalisation
+through `Source.output_scale(h)`.
 
 `apply` is the one function that every engine calls. A batch is heterogeneous: each row has its own
 interventions, packed by `pack` into the few tensors of an `Edit`.
@@ -62,10 +64,12 @@ class Bank:
     """[rows, latents]: 1 where the row clamps the latent, else 0."""
     target: Tensor
     """[rows, latents]: the clamped value where mask is 1, else 0."""
+    after: bool = False
+    """Whether activations are read after the additions."""
 
     @property
-    def kind(self) -> tuple[str, tuple[int, ...]]:
-        return self.source.name, self.reader.indices
+    def kind(self) -> tuple[str, tuple[int, ...], bool]:
+        return self.source.name, self.reader.indices, self.after
 
 
 @dataclass
@@ -104,7 +108,7 @@ class Edit:
             constant=None if self.constant is None else self.constant[index],
             scaled=[Addition(a.source, a.delta[index]) for a in self.scaled],
             banks=[
-                Bank(b.source, b.reader, b.directions, b.mask[index], b.target[index])
+                Bank(b.source, b.reader, b.directions, b.mask[index], b.target[index], b.after)
                 for b in self.banks
             ],
         )
@@ -116,10 +120,12 @@ def apply(h: Tensor, edit: Edit) -> Tensor:
     for addition in edit.scaled:
         scale = addition.source.output_scale(h)
         out = out + (addition.delta if scale is None else scale.to(h.dtype) * addition.delta)
+    added = out
     for bank in edit.banks:
+        seen = added if bank.after else h
         # (v - f) where the row clamps, 0 elsewhere: target is already masked
-        change = torch.addcmul(bank.target, bank.reader(h), bank.mask, value=-1)
-        scale = bank.source.output_scale(h)
+        change = torch.addcmul(bank.target, bank.reader(seen), bank.mask, value=-1)
+        scale = bank.source.output_scale(seen)
         if scale is not None:
             change = change * scale.to(change.dtype)
         out = torch.addmm(out, change.to(out.dtype), bank.directions)
@@ -181,14 +187,14 @@ class Packer:
         self.prefetch(sorted(distinct, key=lambda i: (i.source, i.index)))
         clamps: dict[str, set[int]] = {}
         for i in distinct:
-            if i.kind == "clamp":
+            if i.kind != "add":
                 clamps.setdefault(i.source, set()).add(i.index)
             else:
                 self.strength(i)
         for name, indices in clamps.items():
             self.source(name).reader(sorted(indices))
         for row in {tuple(row) for row in rows}:
-            sites = Counter((i.source, i.index, i.layer) for i in row if i.kind == "clamp")
+            sites = Counter((i.source, i.index, i.layer) for i in row if i.kind != "add")
             for (source, index, layer), times in sites.items():
                 if times > 1:
                     raise UserError(f"{source}:{index} is clamped twice at layer {layer}")
@@ -229,9 +235,8 @@ class Packer:
                     edit.scaled.append(Addition(source, delta))
                 else:
                     edit.constant = delta if edit.constant is None else edit.constant + delta
-            bank = self._bank(source, own)
-            if bank is not None:
-                edit.banks.append(bank)
+            banks = [self._bank(source, own, after) for after in (False, True)]
+            edit.banks += [bank for bank in banks if bank is not None]
         return edit
 
     def _delta(self, rows: Sequence[Row], d_model: int) -> Tensor | None:
@@ -246,8 +251,9 @@ class Packer:
         delta.index_add_(0, where, strengths[:, None] * directions)
         return delta.to(self.dtype)
 
-    def _bank(self, source: Source, rows: Sequence[Row]) -> Bank | None:
-        clamps = [(r, i) for r, row in enumerate(rows) for i in row if i.kind == "clamp"]
+    def _bank(self, source: Source, rows: Sequence[Row], after: bool) -> Bank | None:
+        kind = "clamp-after" if after else "clamp"
+        clamps = [(r, i) for r, row in enumerate(rows) for i in row if i.kind == kind]
         if not clamps:
             return None
         latents = widened(sorted({i.index for _, i in clamps}))
@@ -264,4 +270,5 @@ class Packer:
             directions=directions.to(self.dtype),
             mask=torch.from_numpy(mask).to(self.device),
             target=torch.from_numpy(target).to(self.device),
+            after=after,
         )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from steerback.errors import UserError
 
-Kind = Literal["add", "clamp"]
+Kind = Literal["add", "clamp", "clamp-after"]
 Unit = Literal["raw", "resid"]
 Status = Literal["ok", "unscored", "error"]
 FinishReason = Literal["eos", "stop", "length"]
@@ -44,7 +44,7 @@ class Intervention:
     """One edit of the residual stream at the output of one decoder layer.
 
     `add` adds `value` times the direction; `clamp` sets the latent's activation to `value`, read on
-    the stream as it arrives (before any addition at the same layer).
+    the stream as it arrives (before any addition at the same layer); `clamp-after` reads it after those.
     """
 
     kind: Kind
@@ -64,11 +64,11 @@ class Intervention:
 
     def __post_init__(self) -> None:
         where = f"intervention on {self.source}:{self.index}"
-        if self.kind not in ("add", "clamp"):
-            raise UserError(f"{where}: kind is {self.kind!r}; use 'add' or 'clamp'")
+        if self.kind not in ("add", "clamp", "clamp-after"):
+            raise UserError(f"{where}: kind is {self.kind!r}; use 'add', 'clamp' or 'clamp-after'")
         if self.unit not in ("raw", "resid"):
             raise UserError(f"{where}: unit is {self.unit!r}; use 'raw' or 'resid'")
-        if self.unit == "resid" and self.kind == "clamp":
+        if self.unit == "resid" and self.kind != "add":
             raise UserError(f"{where}: unit 'resid' has no meaning for a clamp; use 'raw'")
         if not math.isfinite(self.value):
             raise UserError(f"{where}: value is {self.value}; use a finite number")

@@ -10,13 +10,13 @@ from pydantic import Field
 
 from steerback.protocols.base import Analysis, Cell, Inputs, Sheet, cells, trial
 from steerback.protocols.bench import Bench
-from steerback.protocols.clamping import DETECTORS, Contrast, clamped_arms, contrasts
+from steerback.protocols.clamping import DETECTORS, Contrast, clamped_arms, clamps, contrasts
 from steerback.protocols.twins import paired
 from steerback.records import Records
 from steerback.standardise import difference_at_equal_first_score
 from steerback.stats import Comparison, Outcome, compare, holm
 from steerback.tomlfile import Table
-from steerback.types import Intervention, Trial
+from steerback.types import Trial
 
 STEERED, WITHOUT = "steered", "without"
 HELDOUT = ", held out"
@@ -94,19 +94,14 @@ class Ablation:
 # --- plan ------------------------------------------------------------------------------------
 
 
-def clamps(cell: Cell, latents: Sequence[int]) -> list[Intervention]:
-    """The cell's direction added, and latents of its SAE held at zero at the same layer."""
-    add = cell.direction.add()
-    return [add, *(Intervention("clamp", add.source, k, 0.0, add.layer) for k in latents)]
-
-
 def _replay(
     inputs: Inputs, replayed: Sequence[Cell], arms: Mapping[str, Sequence[int]], sample: str = ""
 ) -> list[Trial]:
     return [
-        trial("ablation", arm + sample, inputs, cell, clamps(cell, latents))
+        trial("ablation", arm + sample, inputs, cell, [add, *clamps(inputs, latents, add)])
         for arm, latents in arms.items()
         for cell in replayed
+        for add in [cell.direction.add()]
     ]
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from steerback.protocols.base import Inputs
 from steerback.protocols.twins import paired
 from steerback.stats import Outcome
+from steerback.types import Intervention, Kind
 
 DETECTORS, RANDOM = "detectors", "random set"
 
@@ -21,6 +22,17 @@ def clamped_arms(inputs: Inputs) -> dict[str, list[int]]:
     return {DETECTORS: inputs.found["detectors"]["chosen"]} | {
         f"{RANDOM} {n}": one for n, one in enumerate(sets, 1)
     }
+
+
+def clamps(inputs: Inputs, latents: Sequence[int], add: Intervention) -> list[Intervention]:
+    """Latents of the SAE that `add` steers with, held at zero at the same layer.
+
+    A clamp after the addition leaves out the steered latent: it would take the steering away.
+    """
+    after = inputs.found["matching"].get("clamp") == "after"
+    kind: Kind = "clamp-after" if after else "clamp"
+    held = [k for k in latents if not (after and k == add.index)]
+    return [Intervention(kind, add.source, k, 0.0, add.layer) for k in held]
 
 
 def contrasts(arms: Mapping[str, Sequence[Outcome]], base: str, sample: str = "") -> list[Contrast]:

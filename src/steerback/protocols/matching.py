@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from pydantic import Field
@@ -11,13 +11,19 @@ from steerback.errors import UserError
 from steerback.matching import Activity, matched_sets
 from steerback.protocols.base import Analysis, Entry, Inputs, Sheet
 from steerback.protocols.bench import Bench, Pooling
-from steerback.protocols.detectors import text_of
+from steerback.protocols.episodes import steered_text
 from steerback.records import Records
 from steerback.tomlfile import Table
 from steerback.types import Trial, derive_seed
 
 
 class Settings(Table):
+    clamp: Literal["before", "after"] = Field(
+        default="before",
+        description="What every clamp of the run reads and sets. before: the stream as it arrives (as "
+        "published). after: the stream with the steering vector added, so that the push goes through "
+        "the clamp too.",
+    )
     random_sets: int = Field(
         default=3, ge=1, description="Sets of random latents, as active as the detectors."
     )
@@ -48,6 +54,7 @@ class Matching:
         sets = matched_sets(firing, activity, excluded, own.random_sets, inputs.seed)
         shown = [*firing, *(k for one in sets for k in one)]
         return {
+            "clamp": own.clamp,
             "detectors": firing,
             "silent": len(detectors) - len(firing),
             "sets": sets,
@@ -81,10 +88,12 @@ def chosen_detectors(inputs: Inputs) -> list[int]:
 def _activity(bench: Bench, inputs: Inputs, settings: Settings) -> Activity:
     """How active latents are on steered text, where and as a clamp reads them.
 
-    A clamp sees the stream that enters the edit. Edits stand at the steer layer alone, so that stream
-    depends on the tokens only: reading the steered responses without interventions gives just it.
+    A clamp "before" sees the stream that enters the edit. Edits stand at the steer layer alone, so that
+    stream depends on the tokens only: reading the steered responses without interventions gives just
+    it. One "after" sees it with the steering vector added.
     """
-    read = (text_of(r.generation) for r in bench.records.of("esr"))
+    after = settings.clamp == "after"
+    read = (steered_text(r, steering=after) for r in bench.records.of("esr"))
     texts = [t for t in read if t.response_ids]
     rng = np.random.default_rng(derive_seed(inputs.seed, "matching texts"))
     drawn = [texts[i] for i in rng.permutation(len(texts))[: settings.texts]]

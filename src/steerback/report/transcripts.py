@@ -116,5 +116,5 @@ def asked_besides(trial: Trial) -> str:
 def describe(i: Intervention) -> str:
     """One intervention in a line."""
     where = "" if i.positions == "generated" else f", {i.positions}"
-    verb = "+" if i.kind == "add" else "clamped to "
+    verb = {"add": "+", "clamp": "clamped to "}.get(i.kind, "clamped after additions to ")
     return f"{i.source}:{i.index} {verb}{i.value:.4g} {i.unit} at layer {i.layer}{where}"
