@@ -16,7 +16,11 @@ HERE = Path(__file__).parent
 MARK = "⟦"
 HEADER = re.compile(r"^%% (?P<kind>[a-z-]+) \| (?P<note>[^|]+?)(?P<ambiguous> \| ambiguous)?$")
 # folder of sources, file to write, permitted length of a text in characters
-SETS = (("cases", "labelled.jsonl", (40, 1500)), ("wild", "wild.jsonl", (1000, 4000)))
+SETS = (
+    ("cases", "labelled.jsonl", (40, 1500)),
+    ("wild", "wild.jsonl", (1000, 4000)),
+    ("fresh", "fresh.jsonl", (40, 1500)),
+)
 SHINGLE_WORDS = 5
 MAX_SHARED_SHINGLES = 0.25
 
