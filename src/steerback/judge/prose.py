@@ -19,6 +19,9 @@ _HTML = re.compile(
 )
 _INLINE = re.compile(r"(?<!`)(`{1,2})(?!`)[^`\n]{1,400}\1(?!`)")
 _COMMENT = re.compile(r"(?m)^[ \t]*(?://|/\*|\*/|;;|%%|--(?=\s)).*$|(?<=[;)}\w])[ \t]+//[ \t].*$")
+_BLOCK_COMMENT = re.compile(r"(?s)/\*.{0,2000}?\*/")
+# A commit in a log: its hash, then its title.
+_COMMIT = re.compile(r"(?m)^[ \t*|]*(?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{6,40} [^\n]*$")
 _TABLE = re.compile(r"(?m)^[ \t]*\|.*$")
 _TRAILING = re.compile(r"(?m)  #[ ].*$")
 # A line with one # is a heading after a blank line, a comment right below a line of code.
@@ -83,7 +86,9 @@ def _masked(low: str) -> str:
     if "<" in low:
         low = _HTML.sub(_blank, low)
     if any(mark in low for mark in ("//", "/*", ";;", "--", "%%")):
-        low = _COMMENT.sub(_blank, low)
+        low = _COMMENT.sub(_blank, _BLOCK_COMMENT.sub(_blank, low))
+    if "git" in low or "commit" in low:
+        low = _COMMIT.sub(_blank, low)
     if "|" in low:
         low = _TABLE.sub(_blank, low)
     if "  # " in low:

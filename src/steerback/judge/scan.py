@@ -32,7 +32,7 @@ _ANCHOR = re.compile(
     r"|(?P<dash>(?:(?<=\.)\.+|(?<=-)-+|(?<= )-{1,3}(?= )|(?<=[…—–]))[\s.…]*)"
     r"|(?P<clause>(?<=[;,(\[])\s*)"
     r"|(?P<word>(?<=[a-z0-9'] )(?=(?:no,? |oh |but |or |ok |okay |oh man )?"
-    r"(?:wait|hold on|hang on|scratch that|strike that|scrap that|oops|no sorry|"
+    r"(?:wait|sorry that|stop\b|i need to stop|i'm sorry, i|i apologi[sz]e for|hold on|hang on|scratch that|strike that|scrap that|oops|no sorry|"
     r"sorry, (?:that|this|i|no)|ugh, (?:that|i)|"
     r"let me (?:start over|start again|try again|redo)|this is not what i)\b)))"
 )
@@ -180,8 +180,13 @@ class Scan:
 
     def _of_others(self, hit: Hit) -> bool:
         """Whether the words rejected are a question or somebody else's belief."""
-        before = self.text[self.before : self.begin]
-        return before.rstrip().endswith("?") or bool(self.patterns.guards["belief"].search(before))
+        before = self.text[self.before : self.begin].rstrip()
+        if before.endswith(_BROKEN):
+            return False
+        line = self.text.rfind("\n", 0, self.before) + 1
+        label = self.text[max(line, self.before - 30) : self.before].rstrip()
+        claim = label + before if label.endswith(":") else before
+        return before.endswith("?") or bool(self.patterns.guards["belief"].search(claim))
 
     def _stands(self, hit: Hit, place: str) -> bool:
         """Adds what the rest of the sentence says; False when the hit means nothing here."""
@@ -198,7 +203,10 @@ class Scan:
                 hit.start = self.begin if hit.start - self.begin <= NEAR else hit.start
         if place == "word":
             lead_in = self.text[max(0, hit.start - 20) : hit.start]
-            return hit.total >= ENOUGH and not self.patterns.guards["verb"].search(lead_in)
+            alone = len(hit.leads) < 2
+            return hit.total >= ENOUGH and not (
+                alone and self.patterns.guards["verb"].search(lead_in)
+            )
         return True
 
     def _exclaims(self, hit: Hit, place: str) -> bool:

@@ -13,9 +13,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from steerback.judge.patterns import Patterns, packaged
-from steerback.judge.prose import BLANK, prose
+from steerback.judge.prose import BLANK, Prose, prose
 from steerback.judge.scan import ENOUGH, NEAR, STOP, Hit, Scan
 
+_NAME = re.compile(r"[\s*]*(?!(?:NOTE|EDIT|UPDATE|STEP|WAIT|SORRY|CORRECTION|ANSWER|STOP)\b)[A-Z][A-Z .'-]{2,20}\*{0,2}:")
+_DEAR = re.compile(r"[\W_]*dear (?:mr|mrs|ms|dr|sir|madam|[a-z]+)\b[^.!?\n]{0,30},")
+_TAG = re.compile(
+    r"""[,.!?—–-]?["'’”]?\s*(?!(?:i|you|we|what|as|which|that|it|this|and|to)\b)(?:\w+ )?\w+ """
+    r"""(?:said|says|say|asked|whispered|muttered|thought|replied|told|shouted|laughed)\b"""
+)
 _LABEL = re.compile(
     r"(?:^|(?<=[\s.!?]))[\W\d]*(?P<who>[a-z][\w '-]{0,30}?)\s*(?:\([^)\n]{0,30}\))?\s*:\s+"
 )
@@ -52,7 +58,7 @@ def restarts(text: str, patterns: Patterns | None = None) -> list[Restart]:
         Restart(view.origin(e.start), view.origin(e.end), e.best[1])
         for e in events
         if _has_attempt(view.text[: e.start], patterns)
-        and not _scripted(view.text, e, patterns)
+        and not _scripted(view, e, patterns)
         and not _under_a_name(text[max(0, view.origin(e.start) - NEAR) : view.origin(e.start)])
         and not _is_title(text[view.origin(e.start) : view.origin(e.end)])
     ]
@@ -171,11 +177,14 @@ def _has_attempt(before: str, patterns: Patterns) -> bool:
     return any(c.isalnum() or c == BLANK for c in rest)
 
 
-def _scripted(text: str, event: Hit, patterns: Patterns) -> bool:
+def _scripted(view: Prose, event: Hit, patterns: Patterns) -> bool:
     """Whether the line is spoken by a character or is a sample of wording."""
+    text = view.text
     line = text.rfind("\n", 0, event.start) + 1
     opening = text[line : event.start]
-    if opening.lstrip().startswith(("– ", "— ")):
+    if opening.lstrip().startswith(("– ", "— ")) or _DEAR.match(opening):
+        return True
+    if _NAME.match(view.cased, line, event.start) or _TAG.match(text, event.end):
         return True
     for label in (_LABEL.match(opening), _LABEL.search(opening[-60:])):
         if label and patterns.guards["speaker"].fullmatch(label.group("who")):
