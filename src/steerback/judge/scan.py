@@ -36,6 +36,8 @@ _ANCHOR = re.compile(
     r"sorry, (?:that|this|i|no)|ugh, (?:that|i)|"
     r"let me (?:start over|start again|try again|redo)|this is not what i)\b)))"
 )
+_TAGS = ("haven't i", "didn't i", "aren't i", "don't i", "is it", "does it", "am i", "do they")
+"""Question tags: "I've been going on about bees, haven't I?" asks nothing."""
 _BROKEN = ("-", "—", "–", "…", "..")
 """What a sentence that is broken off ends with."""
 STOP = re.compile(r"[.!?…]+(?=\s|$|[)\"'\]])|\n")
@@ -176,7 +178,9 @@ class Scan:
 
     def _asks(self, end: int) -> bool:
         stop = STOP.search(self.text, max(0, end - 1), end + NEAR)
-        return bool(stop and "?" in stop.group())
+        if stop is None or "?" not in stop.group():
+            return False
+        return not self.text.endswith(_TAGS, 0, stop.start())
 
     def _of_others(self, hit: Hit) -> bool:
         """Whether the words rejected are a question or somebody else's belief."""

@@ -16,10 +16,11 @@ from steerback.judge.patterns import Patterns, packaged
 from steerback.judge.prose import BLANK, Prose, prose
 from steerback.judge.scan import ENOUGH, NEAR, STOP, Hit, Scan
 
-_NAME = re.compile(r"[\s*]*(?!(?:NOTE|EDIT|UPDATE|STEP|WAIT|SORRY|CORRECTION|ANSWER|STOP)\b)[A-Z][A-Z .'-]{2,20}\*{0,2}:")
+_NAME = re.compile(r"[\s*]*(?!(?:NOTE|EDIT|UPDATE|STEP|WAIT|SORRY|CORRECTION|ANSWER|STOP)\b)[A-Z][A-Z.'-]{2,15}(?: [A-Z.'-]{1,15})?\*{0,2}:")
+_POST = re.compile(r"[*_]*[\w.-]{2,30}[*_]*\s*·\s*\S")
 _DEAR = re.compile(r"[\W_]*dear (?:mr|mrs|ms|dr|sir|madam|[a-z]+)\b[^.!?\n]{0,30},")
 _TAG = re.compile(
-    r"""[,.!?—–-]?["'’”]?\s*(?!(?:i|you|we|what|as|which|that|it|this|and|to)\b)(?:\w+ )?\w+ """
+    r"""[,!?—–-]["'’”]?\s*(?!(?:i|you|we|what|as|which|that|it|this|and|to)\b)(?:\w+ )?\w+ """
     r"""(?:said|says|say|asked|whispered|muttered|thought|replied|told|shouted|laughed)\b"""
 )
 _LABEL = re.compile(
@@ -88,13 +89,13 @@ def _events(text: str, chain: list[Hit], patterns: Patterns) -> Iterator[Hit]:
             and patterns.guards["answer"].search(text, part[-1].end, hit.start)
             and _sum(part) >= ENOUGH
         ):
-            yield _event(part)
+            yield _event(text, part)
             part = []
         part.append(hit)
     while part and part[-1].exclaims:
         part.pop()
     if _sum(part) >= ENOUGH:
-        yield _event(part)
+        yield _event(text, part)
 
 
 def _sum(hits: Iterable[Hit]) -> int:
@@ -105,9 +106,9 @@ def _sum(hits: Iterable[Hit]) -> int:
     return sum(best.values())
 
 
-def _event(part: list[Hit]) -> Hit:
+def _event(text: str, part: list[Hit]) -> Hit:
     """One restart, from the first hit that can open it to the last."""
-    first = _opening(part)
+    first = _opening(text, part)
     event = Hit(part[first].start, part[first].end, part[first].sentence)
     event.leads = part[first].leads
     for hit in part[first:]:
@@ -115,7 +116,7 @@ def _event(part: list[Hit]) -> Hit:
     return event
 
 
-def _opening(part: list[Hit]) -> int:
+def _opening(text: str, part: list[Hit]) -> int:
     """The hit that a restart starts with.
 
     A mere remark on the answer opens it only if no interjection does in the sentence after it, and
@@ -129,7 +130,8 @@ def _opening(part: list[Hit]) -> int:
         broken = any(
             h.sentence == hit.sentence and h.interrupts and h.total >= ENOUGH for h in later
         )
-        held = not hit.opens or broken or (remark and bool(later[0].leads))
+        aside = remark and (later[0].leads or "\n\n" in text[hit.end : later[0].start])
+        held = not hit.opens or broken or aside
         if hit.total >= ENOUGH or not held:
             return n
     return 0
@@ -205,9 +207,11 @@ def _repeats(text: str, opening: str) -> bool:
 
 
 def _under_a_name(before: str) -> bool:
-    """Whether the line above is a NAME in capitals, as in a screenplay."""
+    """Whether the line above is a NAME in capitals, as in a screenplay, or heads a post."""
     lines = before.rstrip(" \t").split("\n")
     above = lines[-2].strip() if len(lines) > 1 and not lines[-1].strip() else ""
+    if _POST.match(above):
+        return True
     return above.isupper() and above[-1].isalnum() | (above[-1] == ")") and len(above.split()) < 5
 
 
