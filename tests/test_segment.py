@@ -180,7 +180,11 @@ def test_the_phrase_is_marked() -> None:
 
 @pytest.mark.parametrize("path", LABELLED, ids=lambda p: p.stem)
 def test_the_labelled_sets_stay_as_good_as_reported(path: Path) -> None:
-    floor = {"fresh": (0.9, 0.9, 0.9, 70), "labelled": (0.98, 0.86, 0.99, 10), "wild": (0.70, 0.55, 0.85, 100)}[path.stem]
+    floor = {
+        "fresh": (0.95, 0.94, 0.98, 20),
+        "labelled": (0.99, 0.92, 0.99, 1),
+        "wild": (0.78, 0.70, 0.98, 60),
+    }[path.stem]
     cases = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     cases = [c for c in cases if not c.get("ambiguous")]
     found = exact = gold = guessed = false = negatives = 0
@@ -307,6 +311,7 @@ def broken(old: str, new: str) -> str:
         ("[guards]", "[gards]", r"file: gards: unknown key.*'guards'"),
         ('id = "i-digress"\ngroup = "admit"\npoints = 3', 'id = "i-digress"\ngroup = "admit"\n'
          "points = 8", r"'i-digress': points: is 8"),
+        ('rare = [" again"]', 'rare = " again"', r"'x-again': rare: is ' again'; use a list"),
         ("i digress(?:ed)?{end}", "i digress(?:ed?{end}", r"'i-digress': regex: not a regular"),
         ("i digress(?:ed)?{end}", "i digress{ende}", r"no word is named 'ende'.*'end'"),
         ("i digress(?:ed)?{end}", "(?:i digress)?", r"'i-digress': regex: matches the empty"),

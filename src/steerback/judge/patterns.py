@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +24,7 @@ else:
     import tomli as tomllib
 
 VERSION = 1
-START = 3
+START = 5
 """Letters by which patterns are looked up."""
 PLACES = ("sentence", "dash", "clause")
 NEEDS = ("", "lead", "break", "error", "correcting")
@@ -77,6 +77,8 @@ class Pattern:
     """Whether a restart may begin here when the pattern alone is too weak."""
     statement: bool
     """Only after a sentence of one's own: not after a question, a belief of others or a colon."""
+    rare: tuple[str, ...] = ()
+    """The pattern is only tried in texts that hold one of these; empty: in all."""
 
 
 def _begins(start: str, known: frozenset[str]) -> bool:
@@ -98,6 +100,11 @@ class Patterns:
     guards: Mapping[str, re.Pattern[str]]
     _by_start: dict[tuple[str, bool], tuple[Pattern, ...]] = field(default_factory=dict)
     _leads: dict[str, bool] = field(default_factory=dict)
+
+    @cached_property
+    def rare(self) -> tuple[Pattern, ...]:
+        """The patterns that only some texts have a word for."""
+        return tuple(p for p in self.patterns if p.rare)
 
     def at(self, text: str, at: int, led: bool) -> tuple[Pattern, ...]:
         """The patterns that could match `text` at `at`, by its first letters.
@@ -161,6 +168,12 @@ class _Reader:
         if not isinstance(value, bool):
             self.fail(key, f"is {value!r}; use true or false")
         return value
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        value = self.table.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
+            self.fail(key, f"is {value!r}; use a list of texts")
+        return tuple(value)
 
     def regex(self, key: str, words: Mapping[str, str]) -> str:
         return expand(self, key, self.text(key), words)
@@ -230,6 +243,7 @@ def _pattern(entry: _Reader, words: Mapping[str, str]) -> Pattern:
             "question",
             "opens",
             "statement",
+            "rare",
         )
     )
     unless = entry.regex("unless", words) if "unless" in entry.table else None
@@ -244,6 +258,7 @@ def _pattern(entry: _Reader, words: Mapping[str, str]) -> Pattern:
         question=entry.flag("question", False),
         opens=entry.flag("opens", True),
         statement=entry.flag("statement", False),
+        rare=entry.strings("rare"),
     )
 
 

@@ -32,7 +32,8 @@ _ANCHOR = re.compile(
     r"|(?P<dash>(?:(?<=\.)\.+|(?<=-)-+|(?<= )-{1,3}(?= )|(?<=[…—–]))[\s.…]*)"
     r"|(?P<clause>(?<=[;,(\[])\s*)"
     r"|(?P<word>(?<=[a-z0-9'] )(?=(?:no,? |oh |but |or |ok |okay |oh man )?"
-    r"(?:wait|sorry that|stop\b|i need to stop|i'm sorry, i|i apologi[sz]e for|hold on|hang on|scratch that|strike that|scrap that|oops|no sorry|"
+    r"(?:wait|sorry that|stop\b|i need to stop|i'm sorry, i|i apologi[sz]e for|"
+    r"hold on|hang on|scratch that|strike that|scrap that|oops|no sorry|"
     r"sorry, (?:that|this|i|no)|ugh, (?:that|i)|"
     r"let me (?:start over|start again|try again|redo)|this is not what i)\b)))"
 )
@@ -94,6 +95,13 @@ class Scan:
     """... and where the one before it does."""
     pending: tuple[Lead, ...] = ()
     """Leads of this sentence that nothing followed yet."""
+    absent: frozenset[str] = field(init=False)
+    """Patterns that this text has no word for."""
+
+    def __post_init__(self) -> None:
+        self.absent = frozenset(
+            p.id for p in self.patterns.rare if not any(word in self.text for word in p.rare)
+        )
 
     def hits(self) -> Iterator[Hit]:
         first = _FIRST.match(self.text)
@@ -161,6 +169,8 @@ class Scan:
         met, anywhere = _needs_met(hit.leads), place == "sentence" or "lead" in hit.points
         for pattern in self.patterns.at(self.text, start, bool(hit.leads)):
             if pattern.needs not in met or not (anywhere or pattern.at in (place, "clause")):
+                continue
+            if pattern.id in self.absent:
                 continue
             m = pattern.regex.match(self.text, start)
             if m and self._allowed(pattern, hit, m.end()):

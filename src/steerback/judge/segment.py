@@ -16,7 +16,10 @@ from steerback.judge.patterns import Patterns, packaged
 from steerback.judge.prose import BLANK, Prose, prose
 from steerback.judge.scan import ENOUGH, NEAR, STOP, Hit, Scan
 
-_NAME = re.compile(r"[\s*]*(?!(?:NOTE|EDIT|UPDATE|STEP|WAIT|SORRY|CORRECTION|ANSWER|STOP)\b)[A-Z][A-Z.'-]{2,15}(?: [A-Z.'-]{1,15})?\*{0,2}:")
+_NAME = re.compile(
+    r"[\s*]*(?!(?:NOTE|EDIT|UPDATE|STEP|WAIT|SORRY|CORRECTION|ANSWER|STOP)\b)"
+    r"[A-Z][A-Z.'-]{2,15}(?: [A-Z.'-]{1,15})?\*{0,2}:"
+)
 _POST = re.compile(r"[*_]*[\w.-]{2,30}[*_]*\s*·\s*\S")
 _DEAR = re.compile(r"[\W_]*dear (?:mr|mrs|ms|dr|sir|madam|[a-z]+)\b[^.!?\n]{0,30},")
 _TAG = re.compile(
