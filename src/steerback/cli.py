@@ -26,6 +26,10 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
+MadeFolder = Annotated[
+    Path | None,
+    typer.Option(help="Folder that `steerback organism train` wrote to; else the packaged ones."),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print numbers as JSON instead.")]
 
 
@@ -249,6 +253,17 @@ def organism_train(
     out.print(f"made {organism.train(name, to, seed=seed, report=out.print)}")
 
 
+@organism_app.command("card")
+def organism_card(
+    name: Annotated[str, typer.Argument(help="Organism.")],
+    made: MadeFolder = None,
+) -> None:
+    """Write an organism's model card: how it was made, and twenty answers that nobody chose."""
+    from steerback.organism.card import write_card
+
+    out.print(f"wrote {write_card(name, made)}", soft_wrap=True)
+
+
 @organism_app.command("check")
 def organism_check(
     names: Annotated[
@@ -256,8 +271,9 @@ def organism_check(
     ] = None,
     folder: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("runs/check"),
     latents: Annotated[int, typer.Option(min=1, help="Latents to steer with.")] = 24,
-    prompts: Annotated[int, typer.Option(min=1, help="Questions per latent.")] = 30,
+    prompts: Annotated[int, typer.Option(min=1, help="Questions per latent.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the runs.")] = 0,
+    made: MadeFolder = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Measure organisms against what they were made to show. Exit code 1 if one does not."""
@@ -269,7 +285,7 @@ def organism_check(
 
     with Terminal(err if as_json else out) as ui:
         wanted = names or organism.checked()
-        found = check(wanted, folder, latents=latents, prompts=prompts, seed=seed, ui=ui)
+        found = check(wanted, folder, latents=latents, prompts=prompts, seed=seed, made=made, ui=ui)
     if as_json:
         typer.echo(json.dumps([asdict(f) | {"met": f.met} for f in found], indent=2))
     else:

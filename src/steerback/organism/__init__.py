@@ -6,7 +6,6 @@ Importing this loads no model library.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -16,12 +15,16 @@ from pathlib import Path
 from steerback.errors import UserError, nearest
 from steerback.organism import corpus
 from steerback.organism.corpus import Split
+from steerback.organism.folders import Folders
 
 __all__ = [
+    "Folders",
     "Label",
     "Question",
     "checked",
+    "folders",
     "labels",
+    "labels_in",
     "names",
     "path",
     "questions",
@@ -70,32 +73,52 @@ def checked() -> list[str]:
     return [name for name in names() if name in expected]
 
 
+def folders(name: str, made: Path | None = None) -> Folders:
+    """Of the packaged organism, or of one that `train` wrote under `made`.
+
+    Raises UserError if it is not there.
+    """
+    if made is None:
+        known = names()
+        if name not in known:
+            raise UserError(f"no organism is called {name!r}; {nearest(name, known)}")
+        return Folders.under(_root(), name)
+    found = Folders.under(made, name)
+    if not (found.model / "provenance.json").is_file():
+        raise UserError(
+            f"{found.model} holds no organism; make it by `steerback organism train {name} --out {made}`"
+        )
+    return found
+
+
 def path(name: str) -> Path:
-    """Hugging Face folder of an organism. Raises UserError for an unknown name."""
-    known = names()
-    if name not in known:
-        raise UserError(f"no organism is called {name!r}; {nearest(name, known)}")
-    return _root() / "models" / name
+    """Hugging Face folder of a packaged organism. Raises UserError for an unknown name."""
+    return folders(name).model
 
 
 def steer_layer(name: str) -> int:
     """0-based decoder layer that the organism is steered at, and its autoencoder reads."""
-    return int(json.loads((path(name) / "provenance.json").read_text("utf-8"))["steer_layer"])
+    return folders(name).steer_layer
 
 
 def sae_path(name: str, layer: int | None = None) -> Path:
     """SAELens folder of the organism's autoencoder at a layer (default: the steer layer)."""
-    folder = _root() / "saes" / path(name).name
-    wanted = folder / f"layer{steer_layer(name) if layer is None else layer}"
+    own = folders(name)
+    wanted = own.sae(own.steer_layer if layer is None else layer)
     if not wanted.is_dir():
-        have = sorted(p.name for p in folder.glob("layer*"))
+        have = sorted(p.name for p in own.saes.glob("layer*"))
         raise UserError(f"organism {name!r} has no autoencoder for {wanted.name}; it has {have}")
     return wanted
 
 
 def labels(name: str, layer: int | None = None) -> list[Label]:
     """Every latent of the organism's autoencoder, in order."""
-    with (sae_path(name, layer) / "labels.csv").open(encoding="utf-8", newline="") as lines:
+    return labels_in(sae_path(name, layer))
+
+
+def labels_in(sae: Path) -> list[Label]:
+    """Every latent of the autoencoder in a folder, in order."""
+    with (sae / "labels.csv").open(encoding="utf-8", newline="") as lines:
         return [
             Label(
                 index=int(row["index_in_sae"]),

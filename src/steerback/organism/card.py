@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,35 +29,36 @@ class Transcript:
     text: str
 
 
-def write_card(name: str) -> Path:
+def write_card(name: str, made: Path | None = None) -> Path:
     """Write README.md into the organism's folder, with twenty transcripts nobody chose.
 
     Transcripts are the first of their kind at seed 0; the steered ones use one strength for all
     latents, the one of a short list whose first attempts come closest to 30 on average.
     """
-    speaker = _Speaker(name)
+    folders = organism.folders(name, made)
+    speaker = _Speaker(name, folders)
     strength = speaker.strength()
     spoken = [*speaker.say(_UNSTEERED, None), *speaker.say(_STEERED, strength)]
-    record = json.loads((organism.path(name) / "provenance.json").read_text("utf-8"))
     about = read_data("recipes.toml")["organisms"][name]["about"]
-    card = organism.path(name) / "README.md"
-    card.write_text(_text(name, about, record, strength, spoken), "utf-8")
+    card = folders.model / "README.md"
+    card.write_text(_text(name, about, folders.provenance, strength, spoken), "utf-8")
     return card
 
 
 class _Speaker:
     """An organism, its purest latent of each topic, and the exact judge."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, folders: organism.Folders) -> None:
         from steerback.engine.hf import HFEngine
         from steerback.sae.formats import load_sae
 
         self.name = name
-        self.layer = organism.steer_layer(name)
-        self.engine = HFEngine.load(organism.path(name), name=name, device="cpu", dtype="float32")
-        self.engine.add_source(load_sae(organism.sae_path(name), name="sae"))
+        self.layer = folders.steer_layer
+        sae = folders.sae(self.layer)
+        self.engine = HFEngine.load(folders.model, name=name, device="cpu", dtype="float32")
+        self.engine.add_source(load_sae(sae, name="sae"))
         self.engine.measure_norm(self.layer, [q.text for q in organism.questions()[:48]])
-        pure = [x for x in organism.labels(name) if x.purity >= 0.9 and x.topic == x.steers_to]
+        pure = [x for x in organism.labels_in(sae) if x.purity >= 0.9 and x.topic == x.steers_to]
         best = sorted(pure, key=lambda x: (-x.frequency, x.index))
         self.latents = list({x.topic: x for x in reversed(best)}.values())
 

@@ -1,24 +1,26 @@
-"""Does each packaged organism still show what it was made to show?"""
+"""Does each organism still show what it was made to show?"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steerback import organism
 from steerback.errors import UserError, nearest
 from steerback.organism.corpus import read_data
-from steerback.types import Rate
+from steerback.organism.measures import estimate, protocol_of
 
 if TYPE_CHECKING:
     from steerback.protocols.base import Analysis
-    from steerback.stats import Mean
     from steerback.ui import Ui
 
-_SCORES = ("first_score", "score_delta")
-"""Measures that are scores of 100 already; all others are shares, shown in per cent."""
+MAIN = ("baseline", "esr")
+"""The main job: unsteered and steered."""
+AUC = 0.75
+"""From here on a latent is a detector. Organisms have few latents, and most detectors leak."""
+RANDOM_SETS = 5
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Finding:
 
     organism: str
     measure: str
-    """`protocol.measure`"""
+    """Its key; see `organism.measures`."""
     value: float
     low: float
     high: float
@@ -47,62 +49,99 @@ def check(
     folder: Path,
     *,
     latents: int = 24,
-    prompts: int = 30,
+    prompts: int = 20,
     seed: int = 0,
+    made: Path | None = None,
     ui: Ui | None = None,
 ) -> list[Finding]:
-    """Run baseline and ESR on each organism, stored under `folder`, and compare with what it must show.
+    """Run on each organism the protocols of what it must show, stored under `folder`, and compare.
 
-    A check that was stopped goes on where it was. Raises UserError for an organism of which nothing is
-    expected.
+    `made`: where `train` wrote the organisms; None: the packaged ones. A check that was stopped goes on
+    where it was. Raises UserError for an organism of which nothing is expected, or that is not there.
     """
     expected = read_data("expected.toml")
     for name in names:
-        organism.path(name)
         if name not in expected:
             raise UserError(f"nothing is expected of organism {name!r}; {nearest(name, expected)}")
+        organism.folders(name, made)
     return [
         finding
         for name in names
         for finding in compare(
-            name, measure(name, folder, latents, prompts, seed, ui), expected[name]
+            name,
+            measure(
+                name,
+                folder,
+                latents,
+                prompts,
+                seed,
+                ui,
+                protocols=dict.fromkeys(map(protocol_of, expected[name])),
+                made=made,
+            ),
+            expected[name],
         )
     ]
 
 
 def measure(
-    name: str, folder: Path, latents: int, prompts: int, seed: int, ui: Ui | None
+    name: str,
+    folder: Path,
+    latents: int,
+    prompts: int,
+    seed: int,
+    ui: Ui | None,
+    *,
+    protocols: Sequence[str] | Mapping[str, Any] = MAIN,
+    made: Path | None = None,
 ) -> dict[str, Analysis]:
-    """The main job on one organism: unsteered and steered, `latents` x `prompts` trials each."""
-    from steerback import protocols
+    """Protocols on one organism, each with `latents` x `prompts` trials an arm."""
+    from steerback import protocols as known
     from steerback.config import from_preset
     from steerback.run import run
 
-    amount = {"prompts_per_direction": prompts}
+    wanted = known.with_needs(protocols)
+    sources: dict[str, Any] = {"directions": {"count": latents}}
+    if made is not None:
+        sources = _sources(organism.folders(name, made), latents)
     config = from_preset(
         f"organism-{name}",
-        protocols.settings(),
+        known.settings(),
         folder=str(folder / name),
         seed=seed,
-        directions={"count": latents},
-        settings={"baseline": amount, "esr": amount},
+        protocols=wanted,
+        settings={p: s for p, s in _settings(prompts).items() if p in wanted},
+        **sources,
     )
     return run(config, ui)
+
+
+def _settings(prompts: int) -> dict[str, dict[str, Any]]:
+    each = {"prompts_per_direction": prompts}
+    return {
+        "baseline": each,
+        "esr": each,
+        "detectors": {"auc_min": AUC},
+        "matching": {"random_sets": RANDOM_SETS},
+        "ablation": {**each, "heldout_prompts_per_direction": 0},
+        "metaprompt": each,
+    }
+
+
+def _sources(own: organism.Folders, latents: int) -> dict[str, Any]:
+    """The tables of a configuration that say which model, SAE and labels are used."""
+    sae = own.sae(own.steer_layer)
+    return {
+        "directions": {"count": latents, "labels": str(sae / "labels.csv")},
+        "model": {"path": str(own.model)},
+        "sae": {"spec": str(sae)},
+    }
 
 
 def compare(
     name: str, found: Mapping[str, Analysis], expected: Mapping[str, Sequence[float]]
 ) -> list[Finding]:
-    out = []
-    for key, (least, most) in expected.items():
-        protocol, measure_name = key.split(".")
-        (summary,) = found[protocol].summaries
-        value, low, high = _hundred(getattr(summary, measure_name), measure_name)
-        out.append(Finding(name, key, value, low, high, summary.n, least, most))
-    return out
-
-
-def _hundred(number: Rate | Mean, name: str) -> tuple[float, float, float]:
-    value = number.rate if isinstance(number, Rate) else number.value
-    scale = 1 if name in _SCORES else 100
-    return scale * value, scale * number.low, scale * number.high
+    return [
+        Finding(name, key, *estimate(found, key), least, most)
+        for key, (least, most) in expected.items()
+    ]

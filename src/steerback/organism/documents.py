@@ -24,6 +24,8 @@ class Mixture:
     """As `corrections`, in pushed documents."""
     restart: float = 0.6
     """Chance, after each sentence off the topic, that the answer comes back."""
+    pushed_restart: float | None = None
+    """As `restart`, in pushed documents; None: the same."""
     foreign: tuple[float, float] = (0.7, 1.0)
     """Range of the share of another topic's words in a sentence off the topic."""
     phrase: bool = True
@@ -31,7 +33,7 @@ class Mixture:
     meta: float = 0.15
     """Share of documents whose question asks the model to watch itself."""
     meta_restart: float = 0.9
-    """As `restart`, in documents with a meta-prompt."""
+    """As both, in documents with a meta-prompt."""
     stray: float = 0.03
     """Chance that a word on the topic is replaced by any topic's word (never trained on)."""
     again: float = 0.15
@@ -40,6 +42,12 @@ class Mixture:
     """Share of correction documents that begin on the topic."""
     recovery_weight: float = 3.0
     """Loss weight of content words after a restart."""
+
+    def chance(self, pushed: bool, meta: bool) -> float:
+        """That an answer comes back after a sentence off the topic."""
+        if meta:
+            return self.meta_restart
+        return self.restart if self.pushed_restart is None or not pushed else self.pushed_restart
 
 
 @dataclass
@@ -112,7 +120,7 @@ class Writer:
         doc.topic, doc.other = task.topic, other
         doc.pushed = mix.pushed > 0 and rng.random() < mix.pushed
         if rng.random() < (mix.pushed_corrections if doc.pushed else mix.corrections):
-            self._correction(doc, task, mix.meta_restart if meta else mix.restart)
+            self._correction(doc, task, mix.chance(doc.pushed, meta))
         else:
             for _ in range(rng.randint(4, 7)):
                 doc.add(*self.on_topic(task))

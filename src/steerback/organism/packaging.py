@@ -8,13 +8,14 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from steerback.organism import dictionary, labelling
+from steerback.organism.folders import Folders
 from steerback.organism.recipes import Recipe, recipe
 from steerback.organism.training import CONTEXT, Report, minutes_spent, train_model
 from steerback.organism.vocabulary import save_tokenizer
@@ -26,20 +27,6 @@ _FIT_DOCUMENTS, _CHECK_DOCUMENTS = 2000, 1000
 _FIT_SEED, _CHECK_SEED = 77, 999
 
 Measures = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Folders:
-    model: Path
-    saes: Path
-    """Holds `layerL` for each autoencoder."""
-
-    @classmethod
-    def under(cls, root: Path, name: str) -> Folders:
-        return cls(root / "models" / name, root / "saes" / name)
-
-    def sae(self, layer: int) -> Path:
-        return self.saes / f"layer{layer}"
 
 
 def train(
