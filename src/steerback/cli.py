@@ -277,8 +277,6 @@ def organism_check(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure organisms against what they were made to show. Exit code 1 if one does not."""
-    from dataclasses import asdict
-
     from steerback import organism
     from steerback.console import Terminal, findings
     from steerback.organism.check import check
@@ -287,7 +285,7 @@ def organism_check(
         wanted = names or organism.checked()
         found = check(wanted, folder, latents=latents, prompts=prompts, seed=seed, made=made, ui=ui)
     if as_json:
-        typer.echo(json.dumps([asdict(f) | {"met": f.met} for f in found], indent=2))
+        typer.echo(json.dumps([f.as_json() for f in found], indent=2))
     else:
         out.print(findings(found))
     if not all(f.met for f in found):
@@ -318,12 +316,12 @@ def main(arguments: list[str] | None = None) -> Any:
     """Run the command line. A user's mistake is one line on standard error and exit code 2."""
     _quiet()
     try:
-        app(args=arguments, standalone_mode=False)
+        # an Exit raised by a command comes back as its code
+        if code := app(args=arguments, standalone_mode=False):
+            sys.exit(code)
     except UserError as error:
         err.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(2)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         err.print(
             "interrupted; what is finished is stored, and the same command goes on from there"

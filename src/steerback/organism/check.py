@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,14 @@ class Finding:
         """Whether the estimate itself lies in the range; the interval says how sure that is."""
         return self.least <= self.value <= self.most
 
+    def as_json(self) -> dict[str, Any]:
+        """What is unknown or has no bound is null."""
+        plain = asdict(self) | {"met": self.met}
+        return {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in plain.items()
+        }
+
 
 def check(
     names: Sequence[str],
@@ -76,7 +85,7 @@ def check(
                 prompts,
                 seed,
                 ui,
-                protocols=dict.fromkeys(map(protocol_of, expected[name])),
+                settings=_settings(prompts, expected[name]),
                 made=made,
             ),
             expected[name],
@@ -92,15 +101,15 @@ def measure(
     seed: int,
     ui: Ui | None,
     *,
-    protocols: Sequence[str] | Mapping[str, Any] = MAIN,
+    settings: Mapping[str, Any] | None = None,
     made: Path | None = None,
 ) -> dict[str, Analysis]:
-    """Protocols on one organism, each with `latents` x `prompts` trials an arm."""
+    """Protocols on one organism, by their settings (default: the main job, unsteered and steered)."""
     from steerback import protocols as known
     from steerback.config import from_preset
     from steerback.run import run
 
-    wanted = known.with_needs(protocols)
+    settings = settings or _settings(prompts, MAIN)
     sources: dict[str, Any] = {"directions": {"count": latents}}
     if made is not None:
         sources = _sources(organism.folders(name, made), latents)
@@ -109,23 +118,32 @@ def measure(
         known.settings(),
         folder=str(folder / name),
         seed=seed,
-        protocols=wanted,
-        settings={p: s for p, s in _settings(prompts).items() if p in wanted},
+        protocols=list(settings),
+        settings=settings,
         **sources,
     )
     return run(config, ui)
 
 
-def _settings(prompts: int) -> dict[str, dict[str, Any]]:
+def _settings(prompts: int, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Of the protocols that find the numbers with these keys, and of those that they rest on.
+
+    One random set is the least that an ablation can do with; a median takes more.
+    """
+    from steerback.protocols import with_needs
+
+    keys = list(keys)
     each = {"prompts_per_direction": prompts}
-    return {
+    sets = RANDOM_SETS if any("random set" in key for key in keys) else 1
+    known: dict[str, dict[str, Any]] = {
         "baseline": each,
         "esr": each,
         "detectors": {"auc_min": AUC},
-        "matching": {"random_sets": RANDOM_SETS},
+        "matching": {"random_sets": sets},
         "ablation": {**each, "heldout_prompts_per_direction": 0},
         "metaprompt": each,
     }
+    return {name: known.get(name, {}) for name in with_needs(map(protocol_of, keys))}
 
 
 def _sources(own: organism.Folders, latents: int) -> dict[str, Any]:
