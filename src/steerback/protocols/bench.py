@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from typing import Protocol as Interface
 
@@ -27,6 +27,10 @@ class Text:
     interventions: tuple[Intervention, ...] = ()
     skip: int = 0
     """Response tokens that are passed over before reading begins."""
+
+    def until(self, end: int) -> Text:
+        """The text up to response token `end`."""
+        return replace(self, response_ids=self.response_ids[:end])
 
 
 class Bench(Interface):
