@@ -17,7 +17,7 @@ from steerback.desk import Desk, has_thirds
 from steerback.engine.base import Progress, Watch
 from steerback.engine.hf import HFEngine
 from steerback.errors import UserError
-from steerback.judge import thirds
+from steerback.judge import rest, thirds
 from steerback.judge.base import Judge
 from steerback.judge.registry import make_judge
 from steerback.labels import Label, read_labels
@@ -124,6 +124,13 @@ class Lab:
                 self._catch_up(desk, wanted)
             for batch in self._generate(todo, what, watch):
                 desk.submit(batch)
+
+    def judge_rest(self, trials: Iterable[Trial]) -> None:
+        """Make sure that what follows the prefill is judged by itself."""
+        wanted = {t.key: t for t in trials}
+        waiting = self._lacking(rest.name(self.judge), wanted)
+        for start in range(0, len(waiting), BATCH):
+            self._keep(rest.judge_rest(self.judge, waiting[start : start + BATCH]))
 
     def _label(self, trial: Trial) -> str:
         add = trial.steered_by

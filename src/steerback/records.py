@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from steerback.judge.base import judges_whole
 from steerback.stats import Outcome, Summary, outcome, summarise
 from steerback.store import Store
 from steerback.types import Generation, Trial, Verdict, stable_hash
@@ -38,7 +39,7 @@ class Records:
 
     def __init__(self, store: Store, judge: str = "") -> None:
         self.store = store
-        names = [name for name in store.judges() if not name.endswith("/thirds")]
+        names = [name for name in store.judges() if judges_whole(name)]
         self.judge = judge or (names[0] if names else "")
 
     @cached_property
@@ -48,6 +49,15 @@ class Records:
     @cached_property
     def _thirds(self) -> dict[str, Verdict]:
         return self.store.verdicts(f"{self.judge}/thirds") if self.judge else {}
+
+    @cached_property
+    def _rest(self) -> dict[str, Verdict]:
+        return self.store.verdicts(f"{self.judge}/rest") if self.judge else {}
+
+    def score_of_rest(self, record: Record) -> float | None:
+        """Score of what follows the prefill; None where nobody scored it."""
+        verdict = self._rest.get(record.outcome.trial_key)
+        return None if verdict is None or verdict.status != "ok" else verdict.attempts[0].score
 
     def of(self, protocol: str, arm: str | None = None) -> Iterator[Record]:
         """Judged trials of a protocol, in the order of their keys."""

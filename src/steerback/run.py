@@ -16,7 +16,7 @@ from steerback.errors import UserError
 from steerback.instruments import Instruments
 from steerback.lab import SOURCE, Lab
 from steerback.preparation import prepare
-from steerback.protocols.base import Analysis, Inputs, Recording, Staged
+from steerback.protocols.base import Analysis, Continued, Inputs, Recording, Staged
 from steerback.records import Records, stored_finding
 from steerback.store import Store
 from steerback.tomlfile import Table
@@ -40,6 +40,8 @@ def run(config: RunConfig, ui: Ui | None = None) -> dict[str, Analysis]:
             ui.stage(f"{protocol.name}: {len(trials)} trials")
             watch = recording(config, names, inputs, protocol.name)
             lab.execute(trials, protocol.name, implicit=True, watch=watch)
+            if isinstance(protocol, Continued):
+                lab.judge_rest(protocol.continued(trials))
         return analyse(store, names)
 
 

@@ -35,7 +35,7 @@ class Shelf(Records):
             inner, _, name = full.partition(": ")
             if inner == protocol and arm in (None, name):
                 for record in self._records.of(self._outer, full):
-                    yield record._replace(trial=replace(record.trial, protocol=inner, arm=name))
+                    yield record._replace(trial=unshelve(record.trial))
 
     def finding(self, protocol: str) -> tuple[dict[str, Any] | None, Any]:
         return self._findings.get(protocol, (None, None))
@@ -43,6 +43,12 @@ class Shelf(Records):
     def arms(self, protocol: str) -> list[tuple[str, str]]:
         found = ((arm.partition(": "), model) for arm, model in self._records.arms(self._outer))
         return [(name, model) for (inner, _, name), model in found if inner == protocol]
+
+
+def unshelve(trial: Trial) -> Trial:
+    """The inner protocol's own."""
+    inner, _, arm = trial.arm.partition(": ")
+    return replace(trial, protocol=inner, arm=arm)
 
 
 class ShelfBench:

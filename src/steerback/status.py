@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from steerback.console import clock
+from steerback.judge.base import judges_whole
 from steerback.store import Session, Store
 
 PLANNED = "planned/"
@@ -28,7 +29,7 @@ def describe(folder: Path) -> dict[str, Any]:
             done[count.protocol] = done.get(count.protocol, 0) + count.trials
             tally = verdicts.setdefault(count.protocol, {})
             for judge, statuses in count.verdicts.items():
-                if not judge.endswith("/thirds"):
+                if judges_whole(judge):
                     for status, n in statuses.items():
                         tally[status] = tally.get(status, 0) + n
         calibrations = store.calibrations()

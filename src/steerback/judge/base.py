@@ -18,6 +18,15 @@ class Request:
     response: str
 
 
+PARTS = ("/thirds", "/rest")
+"""Ends of the names under which a judge's scores of parts of responses are stored."""
+
+
+def judges_whole(name: str) -> bool:
+    """Whether the verdicts of this name are of whole responses."""
+    return not name.endswith(PARTS)
+
+
 class Judge(Protocol):
     """Splits responses into attempts and scores each from 0 to 100."""
 

@@ -128,6 +128,15 @@ class Staged(Interface):
 
 
 @runtime_checkable
+class Continued(Interface):
+    """What a protocol has besides, if what follows a prefill is to be judged by itself."""
+
+    def continued(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Those of its trials; `records.score_of_rest` has the scores."""
+        ...
+
+
+@runtime_checkable
 class Recording(Interface):
     """What a protocol has besides, if others' trials are to be recorded while they are generated."""
 

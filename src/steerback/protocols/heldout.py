@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -12,10 +12,10 @@ from pydantic import Field, field_validator
 from steerback import replication
 from steerback.errors import UserError
 from steerback.prompts import counterpart, load_prompts
-from steerback.protocols.base import Analysis, Entry, Inputs, Sheet, Staged
+from steerback.protocols.base import Analysis, Continued, Entry, Inputs, Sheet, Staged
 from steerback.protocols.bench import Bench
 from steerback.records import Records
-from steerback.shelf import Shelf, ShelfBench, shelve
+from steerback.shelf import Shelf, ShelfBench, shelve, unshelve
 from steerback.stats import Outcome
 from steerback.tomlfile import Table
 from steerback.types import Trial
@@ -88,6 +88,16 @@ class Heldout:
             for protocol in [protocols.get(name)]
             for t in protocol.plan(inner, protocol.settings.model_validate(own["settings"]))
         ]
+
+    def continued(self, trials: Sequence[Trial]) -> list[Trial]:
+        from steerback import protocols
+
+        def wanted(trial: Trial) -> bool:
+            own = unshelve(trial)
+            inner = protocols.get(own.protocol)
+            return isinstance(inner, Continued) and bool(inner.continued([own]))
+
+        return [t for t in trials if wanted(t)]
 
     def analyse(self, records: Records) -> Analysis:
         found = records.finding(self.name)[1]

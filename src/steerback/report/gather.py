@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from steerback import protocols
+from steerback.judge.base import judges_whole
 from steerback.protocols.base import Analysis
 from steerback.records import Records
 from steerback.report.numbers import check_judge, known_protocols
@@ -129,7 +130,7 @@ def gather(folder: Path, judge: str = "") -> Run:
             name=str(config.get("name") or folder.name),
             config=config,
             judge=records.judge,
-            judges=tuple(j for j in store.judges() if not j.endswith("/thirds")),
+            judges=tuple(j for j in store.judges() if judges_whole(j)),
             experiments=tuple(_experiments(records, names)),
             rows=tuple(rows),
             strengths=tuple(strengths(store, records, labels)),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from steerback import protocols
 from steerback.errors import UserError, nearest
+from steerback.judge.base import judges_whole
 from steerback.run import analyse
 from steerback.stats import Summary
 from steerback.store import Store
@@ -34,7 +35,7 @@ def known_protocols(store: Store) -> list[str]:
 
 def check_judge(store: Store, judge: str) -> None:
     """Raises UserError unless `judge` is empty or has verdicts in the run."""
-    known = [name for name in store.judges() if not name.endswith("/thirds")]
+    known = [name for name in store.judges() if judges_whole(name)]
     if judge and judge not in known:
         raise UserError(f"{store.folder}: no verdicts of judge {judge!r}; {nearest(judge, known)}")
 
