@@ -30,6 +30,9 @@ MadeFolder = Annotated[
     Path | None,
     typer.Option(help="Folder that `steerback organism train` wrote to; else the packaged ones."),
 ]
+JudgePrompt = Annotated[
+    Path | None, typer.Option("--judge-prompt", help="File with a judge prompt of your own.")
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print numbers as JSON instead.")]
 
 
@@ -49,6 +52,7 @@ def demo(
 @app.command()
 def run(
     config: Annotated[Path, typer.Argument(help="TOML file; `steerback init` writes one.")],
+    judge_prompt: JudgePrompt = None,
 ) -> None:
     """Run a configuration. Run it again to resume."""
     from steerback import protocols
@@ -57,6 +61,9 @@ def run(
     from steerback.run import run as run_config
 
     resolved = load(config, protocols.settings())
+    if judge_prompt is not None:
+        judging = resolved.judging.model_copy(update={"prompt": str(judge_prompt)})
+        resolved = resolved.model_copy(update={"judging": judging})
     with Terminal(out) as ui:
         found = run_config(resolved, ui)
     out.print(headline(s for a in found.values() for s in a.summaries))
@@ -140,6 +147,52 @@ def report(
     made = write_report(folders, page, judge)
     out.print(headline(made.summaries))
     out.print(f"report: {made.path}", soft_wrap=True)
+
+
+@app.command()
+def crossjudge(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")],
+    judges: Annotated[
+        str, typer.Option(help="Judges to ask, separated by commas: exact,openai/gpt-4.1,...")
+    ] = "",
+    per_model: Annotated[
+        int, typer.Option(min=0, help="Trials of one attempt per model; all others are regraded.")
+    ] = 100,
+    human: Annotated[list[Path], typer.Option(help="CSV of human labels, one more judge.")] = [],  # noqa: B006
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write the sample as a CSV to label by hand, and stop.")
+    ] = None,
+    judge_prompt: JudgePrompt = None,
+    mode: Annotated[str, typer.Option(help="verify or trust; else as the run.")] = "",
+    calls: Annotated[int | None, typer.Option(min=1, help="Most calls to a provider.")] = None,
+    base_url: Annotated[str, typer.Option(help="OpenAI-compatible server.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take: calls and tokens.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sample.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Regrade a sample of runs with other judges and say how far they agree. Run it again to resume."""
+    from steerback.crossjudge import command
+    from steerback.crossjudge.regrade import Wanted
+
+    names = tuple(name.strip() for name in judges.split(",") if name.strip())
+    settings = {"mode": mode, "calls": calls, "base_url": base_url, "prompt": judge_prompt}
+    work = command.Work(
+        folders=tuple(folders),
+        wanted=Wanted(names, per_model, seed, tuple(human)),
+        settings={k: str(v) if k == "prompt" else v for k, v in settings.items() if v},
+        say=(err if as_json else out).print,
+    )
+    if sheet is not None:
+        out.print(f"wrote {command.sheet(work, sheet):,} responses to {sheet}", soft_wrap=True)
+    elif dry_run:
+        for line in command.dry_run(work):
+            out.print(line, soft_wrap=True)
+    elif as_json:
+        typer.echo(json.dumps(command.as_json(command.run(work)), indent=2, allow_nan=False))
+    else:
+        command.show(command.run(work), out)
 
 
 @app.command()

@@ -239,13 +239,11 @@ class Store:
         }
 
     def judges(self) -> list[str]:
-        """Names of the judges with verdicts here, the one with most verdicts first."""
-        return [
-            judge
-            for (judge,) in self._rows(
-                "SELECT judge FROM verdicts GROUP BY judge ORDER BY count(*) DESC, judge"
-            )
-        ]
+        """Names of the judges with verdicts here, the one with most verdicts first; of several with
+        as many, the one that the run was made with."""
+        rows = self._rows("SELECT judge, count(*) FROM verdicts GROUP BY judge")
+        own = {s.facts.get("judge") for s in self.sessions()}
+        return [judge for judge, _ in sorted(rows, key=lambda r: (-r[1], r[0] not in own, r[0]))]
 
     # Calibrations, activations, artifacts
 

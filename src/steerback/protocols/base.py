@@ -68,7 +68,14 @@ class Cell:
     seed: int
 
 
-Entry = str | int | float | Mean | Rate | None
+@dataclass(frozen=True)
+class TrialKey:
+    """A trial whose transcript is worth reading; a link in the report."""
+
+    key: str
+
+
+Entry = str | int | float | Mean | Rate | TrialKey | None
 """One cell of a sheet. None: not applicable or not known."""
 
 

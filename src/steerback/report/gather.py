@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from steerback import protocols
+from steerback.crossjudge import agreement
 from steerback.judge.base import judges_whole
 from steerback.protocols.base import Analysis
 from steerback.records import Records
@@ -131,7 +132,7 @@ def gather(folder: Path, judge: str = "") -> Run:
             config=config,
             judge=records.judge,
             judges=tuple(j for j in store.judges() if judges_whole(j)),
-            experiments=tuple(_experiments(records, names)),
+            experiments=(*_experiments(records, names), *_regraded(store)),
             rows=tuple(rows),
             strengths=tuple(strengths(store, records, labels)),
             funnel=tuple((s["rule"], s["left"]) for s in store.get_artifact("funnel", [])),
@@ -148,6 +149,13 @@ def _experiments(records: Records, names: Sequence[str]) -> Iterator[Experiment]
         analysis = protocol.analyse(records)
         if analysis.summaries or analysis.comparisons or analysis.sheets:
             yield Experiment(name, protocol.asks, analysis)
+
+
+def _regraded(store: Store) -> Iterator[Experiment]:
+    """What other judges say of a sample, if `steerback crossjudge` asked them."""
+    found = agreement.analyse(store)
+    if found.sheets:
+        yield Experiment(agreement.NAME, agreement.ASKS, found)
 
 
 def _rows(store: Store, records: Records, names: Sequence[str]) -> Iterator[Row]:

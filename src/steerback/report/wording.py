@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from steerback.protocols.base import Entry
+from steerback.protocols.base import Entry, TrialKey
 from steerback.stats import Comparison, Mean, Summary
 from steerback.types import Rate
 
@@ -24,6 +24,8 @@ class Cell(NamedTuple):
     value: str
     interval: str = ""
     title: str = ""
+    trial: str = ""
+    """Key of the trial that it leads to."""
 
 
 def number(x: float, digits: int = 1, signed: bool = False) -> str:
@@ -134,6 +136,8 @@ def entry(x: Entry) -> Cell:
     """A cell of a sheet: numbers as they are, to three digits; proportions as parts of 1."""
     if x is None:
         return Cell(DASH)
+    if isinstance(x, TrialKey):
+        return Cell(x.key[:12], trial=x.key)
     if isinstance(x, (str, int)):
         return Cell(str(x))
     if isinstance(x, float):

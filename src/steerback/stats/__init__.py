@@ -1,6 +1,6 @@
 """The statistics of the instrument: outcomes, rates with clustered intervals, comparisons, power."""
 
-from steerback.stats.agreement import cohen_kappa, fleiss_kappa
+from steerback.stats.agreement import cohen_kappa, correlation, fleiss_kappa
 from steerback.stats.bootstrap import Mean
 from steerback.stats.dose import DoseResponse, dose_response
 from steerback.stats.effects import (
@@ -41,6 +41,7 @@ __all__ = [
     "cohens_d",
     "cohens_d_paired",
     "compare",
+    "correlation",
     "dose_response",
     "fleiss_kappa",
     "holm",

@@ -76,6 +76,29 @@ def fleiss_kappa(
     return _with_interval(columns, kappa, clusters, n_resamples, level, seed)
 
 
+def correlation(
+    a: Floats,
+    b: Floats,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    n_resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: Seed = 0,
+) -> Mean:
+    """Pearson's correlation of two raters' scores `a`, `b` [n]. NaN if either never varies."""
+    _same_length("the two raters", list(a), list(b))
+    a, b = a - a.mean(), b - b.mean()  # the sums below lose less to rounding
+    columns = np.column_stack([np.ones(len(a)), a, b, a * a, b * b, a * b])
+
+    def pearson(sums: Floats) -> Floats:  # [..., 6] -> [...]
+        means = ratio(sums[..., 1:], sums[..., :1])
+        spread = means[..., 2:4] - np.square(means[..., :2])
+        shared = means[..., 4] - means[..., 0] * means[..., 1]
+        return ratio(shared, np.sqrt(np.maximum(spread, 0)).prod(axis=-1))
+
+    return _with_interval(columns, pearson, clusters, n_resamples, level, seed)
+
+
 def _same_length(what: str, a: Sequence[Hashable], b: Sequence[Hashable]) -> None:
     if len(a) != len(b) or not len(a):
         raise UserError(

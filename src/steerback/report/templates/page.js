@@ -22,7 +22,7 @@
 
   const textOf = (t) => t.pieces.map((p) => p[0]).join("");
   // lower-cased texts are made at the first search and kept: a search over thousands must be instant
-  const haystack = (t) => (t.hay ??= (t.question + "\n" + textOf(t)).toLowerCase());
+  const haystack = (t) => (t.hay ??= (t.key + "\n" + t.question + "\n" + textOf(t)).toLowerCase());
   const first = (t) => t.scores[0] ?? null;
   const gain = (t) => (t.scores.length > 1 && first(t) !== null && t.scores.at(-1) !== null
     ? t.scores.at(-1) - first(t) : null);
@@ -142,5 +142,17 @@
     if (step) { show(page + step); list.scrollIntoView(); }
   });
   pages.addEventListener("change", (event) => show(Number(event.target.value) - 1));
+  // a link to #trial-KEY anywhere on the page shows that trial alone
+  function jump() {
+    const key = location.hash.match(/^#trial-([0-9a-f]+)$/)?.[1];
+    if (!key) return;
+    form.reset();
+    form.elements.words.value = key;
+    filter();
+    list.scrollIntoView();
+  }
+
   filter();
+  addEventListener("hashchange", jump);
+  jump();
 })();

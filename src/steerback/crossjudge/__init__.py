@@ -1,0 +1,1 @@
+"""Several judges on one sample of a run: how far they agree, and where they do not."""
