@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from steerback.cli import app
 from steerback.crossjudge import agreement
 from steerback.crossjudge.grades import Grade, read_sheet
-from steerback.crossjudge.regrade import Wanted, estimate, regrade, sample_of
+from steerback.crossjudge.regrade import Wanted, blank_sheet, estimate, regrade, sample_of
 from steerback.errors import UserError
 from steerback.judge.base import Request
 from steerback.judge.segment import segment
@@ -26,6 +26,8 @@ from steerback.report.page import write_report
 from steerback.stats import correlation
 from steerback.store import Store
 from steerback.types import Attempt, Verdict
+
+CANARY = "canary-91ce04b7d2f6a"
 
 
 class Fake:
@@ -240,17 +242,60 @@ def test_rows_without_an_answer_are_not_labels(tmp_path: Path) -> None:
 def test_a_sheet_is_not_written_over(folder: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "h.csv"
     sheet.write_text("labels", encoding="utf-8")
-    with Store.open(folder, mode="ro") as store:
-        from steerback.crossjudge.regrade import blank_sheet
-
-        with pytest.raises(UserError, match="exists; choose another name"):
-            blank_sheet(store, Wanted(), sheet)
+    with Store.open(folder, mode="ro") as store, pytest.raises(UserError, match="exists; choose"):
+        blank_sheet(store, Wanted(), sheet)
     assert sheet.read_text("utf-8") == "labels"
 
 
 def test_a_run_with_one_judge_says_what_to_do(folder: Path) -> None:
     with pytest.raises(UserError, match="only one judge so far; name others with --judges"):
         CliRunner().invoke(app, ["crossjudge", str(folder)], catch_exceptions=False)
+
+
+def test_a_provider_by_the_command_line_and_no_key_left_behind(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for needed in ("inspect_ai", "openai"):
+        pytest.importorskip(needed)
+    from fake_provider import Faults, Reply, served
+
+    class Plain(Faults):
+        def reply(self, prompt: str) -> Reply:
+            self.calls += 1
+            response = prompt.partition("R>>")[2].partition("<<")[0]
+            text = json.dumps({"attempts": [{"text": response[:30], "score": 40}]})
+            return Reply(401, f"wrong key {CANARY}") if "7?" in prompt else Reply(200, text)
+
+    monkeypatch.setenv("LOCAL_API_KEY", CANARY)
+    prompt = tmp_path / "mine.md"
+    prompt.write_text("Q {question} R>>{response}<<", encoding="utf-8")
+    model = ["--judges", "openai-api/local/m", "--judge-prompt", prompt, "--per-model", 10]
+    with served(Plain(0)) as (url, seen):
+        dry = cli("crossjudge", folder, *model, "--base-url", url, "--dry-run")
+        assert " calls, about " in dry
+        assert "prompt tokens" in dry
+        assert seen == set()
+        found = cli("crossjudge", folder, *model, "--base-url", url, "--calls", 60)
+        assert seen == {f"Bearer {CANARY}"}
+    with Store.open(folder, mode="ro") as store:
+        asked = store.get_artifact("crossjudge")["judges"][1]
+        assert {v.status for v in store.verdicts(asked).values()} <= {"ok", "error"}
+    page = write_report([folder], tmp_path / "page.html").path
+    kept = [p for p in (*folder.rglob("*"), page) if p.is_file()]
+    assert len(kept) >= 3
+    assert not [p for p in kept if CANARY.encode() in p.read_bytes()]
+    assert CANARY not in dry + found + cli("crossjudge", folder, "--json")
+
+
+def test_a_run_takes_a_judge_prompt_by_the_command_line(tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    cli("init", "organism-imitator", "--to", config)
+    text = config.read_text("utf-8").replace('judge = "exact"', 'judge = "self"')
+    config.write_text(text.replace('folder = ""', f'folder = "{tmp_path / "r"}"'), encoding="utf-8")
+    with pytest.raises(UserError, match=r"none\.md: cannot be read"):
+        CliRunner().invoke(
+            app, ["run", str(config), "--judge-prompt", "none.md"], catch_exceptions=False
+        )
 
 
 def test_correlation_is_pearson_s_and_its_interval_holds_the_truth() -> None:

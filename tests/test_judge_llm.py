@@ -19,6 +19,7 @@ pytest.importorskip("inspect_ai")
 
 from fake_provider import CURRENT, FAULTS, Faults, Reply, responses, served, truth
 
+from steerback import organism
 from steerback.engine.hf import HFEngine
 from steerback.errors import UserError
 from steerback.judge.ask import Question
@@ -31,6 +32,7 @@ from steerback.judge.prompt import Prompt
 from steerback.judge.provider import Address
 from steerback.judge.secrets import hide_known, redact
 from steerback.judge.verify import Notes, read_notes
+from steerback.prompts import load_prompts
 from steerback.types import Verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore:The 'initial' parameter:DeprecationWarning")
@@ -286,6 +288,28 @@ def test_a_model_behind_a_server_says_what_it_says_in_process(
         answers = [notes(v).answer for v in outside.judge(requests)]
     assert answers == [notes(v).answer for v in inside.judge(requests)]
     assert len(set(answers)) > 5
+
+
+def test_an_organism_behind_a_server_is_asked_by_many_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Weights that were trained, a chat template, real texts; five questions in flight."""
+    pytest.importorskip("openai")
+    monkeypatch.setenv("LOCAL_API_KEY", "none")
+    engine = HFEngine.load(organism.path("resister"), slots=4)
+    prompt = Prompt("{question} {response}")
+    inside = EngineJudge(engine, prompt=prompt, max_tokens=24, patience=None)
+    asked = load_prompts("organism:eval").questions[:12]
+    requests = [Request(str(i), q, f"Answer {i}.") for i, q in enumerate(asked)]
+    hosted = Hosted(inside)
+    with served(hosted) as (url, _):
+        address = Address("openai-api/local/resister", base_url=url, timeout=60, connections=5)
+        outside = LlmJudge(address, prompt=prompt, reasks=0, cap=len(requests), unfit=99)
+        said = outside.judge(requests)
+    assert hosted.most_at_once == 5
+    assert [notes(v).answer for v in said] == [notes(v).answer for v in inside.judge(requests)]
+    assert len({notes(v).answer for v in said}) > 5
+    assert {v.status for v in said} == {"error"}, "an organism does not grade, and gets no score"
 
 
 # What a user gets wrong

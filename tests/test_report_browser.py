@@ -134,3 +134,15 @@ def test_everything_can_be_reached_by_keyboard(browser: chromium.Page, page: Pat
     assert browser.evaluate(unlabelled) == 0
     pictures = "[...document.querySelectorAll('figure > svg')].every(s => s.ariaLabel)"
     assert browser.evaluate(pictures)
+
+
+def test_a_link_to_a_trial_shows_it_alone(browser: chromium.Page, page: Path) -> None:
+    browser.open(page, 1280)
+    key = gather(page.parent).rows[7].trial.key
+    found = browser.evaluate(
+        f"new Promise(done => {{ location.hash = 'trial-{key}';"
+        "setTimeout(() => done([document.getElementById('count').textContent,"
+        "document.querySelector('.trial footer').textContent]), 50) })"
+    )
+    assert found[0].startswith("1 of ")
+    assert key in found[1]
