@@ -51,19 +51,28 @@ def demo(
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="TOML file; `steerback init` writes one.")],
+    config: Annotated[
+        str, typer.Argument(help="TOML file (`steerback init` writes one), or a preset.")
+    ],
     judge_prompt: JudgePrompt = None,
+    dry_model: Annotated[
+        bool, typer.Option("--dry-model", help="Rehearse with a small model of random weights.")
+    ] = False,
 ) -> None:
     """Run a configuration. Run it again to resume."""
     from steerback import protocols
-    from steerback.config import load
+    from steerback.config import load_or_preset
     from steerback.console import Terminal, headline
     from steerback.run import run as run_config
 
-    resolved = load(config, protocols.settings())
+    resolved = load_or_preset(config, protocols.settings())
     if judge_prompt is not None:
         judging = resolved.judging.model_copy(update={"prompt": str(judge_prompt)})
         resolved = resolved.model_copy(update={"judging": judging})
+    if dry_model:
+        from steerback.dry import rehearsal
+
+        resolved = rehearsal(resolved)
     with Terminal(out) as ui:
         found = run_config(resolved, ui)
     out.print(headline(s for a in found.values() for s in a.summaries))

@@ -346,6 +346,12 @@ def load(path: str | Path, protocols: Registry | None = None) -> RunConfig:
     return _resolve(replace(document, data=_on_preset(document)), protocols)
 
 
+def load_or_preset(spec: str, protocols: Registry) -> RunConfig:
+    """The file of that name, or the preset as it is."""
+    known = None if Path(spec).exists() else find_preset(spec)
+    return load(spec, protocols) if known is None else from_preset(known, protocols)
+
+
 def _on_preset(document: Document) -> dict[str, Any]:
     model = document.data.get("model")
     name = model.get("name") if isinstance(model, dict) else None

@@ -12,6 +12,7 @@ from steerback.errors import UserError, nearest
 from steerback.judge import concrete
 from steerback.judge.base import Judge
 from steerback.judge.cache import AnswerCache
+from steerback.judge.dry import DryJudge
 from steerback.judge.embed import EmbedJudge, SentenceTransformer
 from steerback.judge.exact import ExactJudge
 from steerback.judge.llm import LlmJudge
@@ -63,6 +64,8 @@ def make_judge(spec: str, **context: object) -> Judge:
     kind, _, model = spec.partition(":")
     if spec == "exact":
         return ExactJudge()
+    if spec == "dry":
+        return DryJudge()
     if spec == "self":
         return _self(given)
     if kind == "hf" and model:
