@@ -33,6 +33,12 @@ MadeFolder = Annotated[
 JudgePrompt = Annotated[
     Path | None, typer.Option("--judge-prompt", help="File with a judge prompt of your own.")
 ]
+QuantizeOption = Annotated[
+    str | None, typer.Option(help="Instead of the file's: none, int8, fp8 or int4.")
+]
+DeviceMapOption = Annotated[
+    str | None, typer.Option(help="Instead of the file's: auto, balanced, sequential.")
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print numbers as JSON instead.")]
 
 
@@ -58,14 +64,17 @@ def run(
     dry_model: Annotated[
         bool, typer.Option("--dry-model", help="Rehearse with a small model of random weights.")
     ] = False,
+    quantize: QuantizeOption = None,
+    device_map: DeviceMapOption = None,
 ) -> None:
     """Run a configuration. Run it again to resume."""
     from steerback import protocols
-    from steerback.config import load_or_preset
+    from steerback.config import load_or_preset, placed
     from steerback.console import Terminal, headline
     from steerback.run import run as run_config
 
     resolved = load_or_preset(config, protocols.settings())
+    resolved = placed(resolved, quantize, device_map)
     if judge_prompt is not None:
         judging = resolved.judging.model_copy(update={"prompt": str(judge_prompt)})
         resolved = resolved.model_copy(update={"judging": judging})
@@ -111,15 +120,21 @@ def init(
 
 
 @app.command()
-def models(as_json: JsonFlag = False) -> None:
-    """The models that are known by name."""
-    from steerback.config import presets
+def models(
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Trials at the same time; else each preset's.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """The models that are known by name, the memory they need, and what fits this machine."""
+    from steerback.memory import machine
+    from steerback.overview import entries, show
 
+    found = entries(slots)
     if as_json:
-        typer.echo(json.dumps(presets(), indent=2))
-        return
-    for name, about in presets().items():
-        out.print(f"[bold]{name:28}[/bold] {about}")
+        typer.echo(json.dumps([e.as_json(machine()) for e in found], indent=2))
+    else:
+        show(found, out)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator
 from steerback import tomlfile
 from steerback.errors import UserError, nearest
 from steerback.mappings import merge
+from steerback.memory import Quantize
 from steerback.search import Method, SearchSettings
 from steerback.tomlfile import Document, Table
 from steerback.types import Sampling, Unit
@@ -28,6 +29,7 @@ FREE_KEYS = (
     "protocols",
     "settings.+",
     "model.device",
+    "model.device_map",
     "model.slots",
     "judging.calls",
     "judging.connections",
@@ -60,6 +62,17 @@ class ModelConfig(Table):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Number format of the weights: float32, bfloat16 or float16."
     )
+    quantize: Quantize = Field(
+        default="none",
+        description="Bits of the decoder layers' matrices: none, int8 or fp8 (torchao), int4 "
+        "(bitsandbytes). Weights alone: a trial's text still depends on the trial alone.",
+    )
+    device_map: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Spread over several devices, as accelerate takes it (auto, balanced, "
+        "sequential); none: one device.",
+    )
     device: str = Field(
         default="auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
@@ -78,6 +91,9 @@ class SaeConfig(Table):
         min_length=1, description="SAE with the directions: a folder, a file or a release name."
     )
     layer: int = Field(ge=0, description="0-based decoder layer whose output it was trained on.")
+    latents: int | None = Field(
+        default=None, ge=1, description="Latents that it must have, as a check; none: any number."
+    )
 
 
 class DirectionsConfig(Table):
@@ -350,6 +366,14 @@ def load_or_preset(spec: str, protocols: Registry) -> RunConfig:
     """The file of that name, or the preset as it is."""
     known = None if Path(spec).exists() else find_preset(spec)
     return load(spec, protocols) if known is None else from_preset(known, protocols)
+
+
+def placed(config: RunConfig, quantize: str | None, device_map: str | None) -> RunConfig:
+    """The configuration with what was given of the two. Raises UserError for another word."""
+    given = {"quantize": quantize, "device_map": device_map}
+    own = {key: value for key, value in given.items() if value is not None}
+    data = merge(config.model_dump(), {"model": own})
+    return _resolve(Document("command line", "", data), None)
 
 
 def _on_preset(document: Document) -> dict[str, Any]:

@@ -232,12 +232,19 @@ def load_engine(config: RunConfig, slots: int) -> tuple[HFEngine, dict[str, str]
     """The run's model and SAE, and what they turned out to be: content hashes and decoder."""
     model = model_path(config.model.source)
     sae = load_sae(sae_path(config.sae.spec), name=SOURCE)
+    if config.sae.latents not in (None, sae.n):
+        raise UserError(
+            f"{config.sae.spec} has {sae.n} latents, but sae.latents is {config.sae.latents}; it is "
+            "another SAE than the one meant"
+        )
     engine = HFEngine.load(
         model,
         name=config.model.name,
         device=None if config.model.device == "auto" else config.model.device,
         dtype=config.model.dtype,
         revision=config.model.revision or "main",
+        quantize=config.model.quantize,
+        device_map=config.model.device_map,
         sources={SOURCE: sae},
         slots=slots,
     )

@@ -2,14 +2,15 @@
 
     weights     parameters x bytes of the number format; with `quantize`, the decoder layers' matrices at
                 1 byte (int8, fp8) or half of one (int4) and their scales, all else at the number format
-    cache       2 x layers x key/value heads x head size x bytes x (slots x tokens, in pages of 32,
-                and one page more)
+    cache       2 x layers x key/value heads x head size x bytes x (rows x (tokens + 1), in pages of
+                32, and one page more)
     directions  (steered + clamped latents) x d_model x 4 bytes: the rows of the SAE that are in use
-    step        24 bytes x slots x vocabulary (logits to probabilities, and their sum in float64), and
-                16 bytes x slots x tokens (history, random numbers)
-    encoder     4 bytes x d_model x latents: the whole encoder in float32, and 64 MiB of activations,
-                while latents are chosen
+    step        24 bytes x rows x vocabulary (logits to probabilities, and their sum in float64), and
+                16 bytes x rows x tokens (history, random numbers)
+    encoder     4 bytes x d_model x latents: the whole encoder in float32, while latents are chosen; and
+                8 bytes x activations, of which 2^23 are held at most
 
+Rows are the slots, in float32 on a processor up to the next multiple of 16 or more (engine/exact.py).
 `encoder` and `step` are not needed at the same time: the larger one counts.
 """
 
@@ -24,10 +25,12 @@ Quantize = Literal["none", "int8", "fp8", "int4"]
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 PAGE = 32
 """Tokens of a page of the cache (engine/fused.py)."""
-READ_BYTES = 2 * 4 * 2**23
-"""Activations held while latents are chosen (engine/reading.py), and a copy."""
+READ_CELLS = 2**23
+"""Activations held at most while latents are chosen (engine/reading.py), each with a copy."""
 INT4_BLOCK = 64
 """Weights that share one float32 scale (NF4)."""
+BLOCK = 16
+"""Multiple of rows that processors ask for most often, in float32."""
 PROMPT = 128
 """Tokens that a prompt is taken to have."""
 GIB = 2**30
@@ -111,18 +114,20 @@ def estimate(
     directions: int,
     latents: int,
     quantize: Quantize = "none",
+    block: int = 1,
 ) -> Needs:
     """dtype: of weights and cache. tokens: longest prompt and response together. directions: latents
-    steered with or clamped. latents: of the whole SAE."""
+    steered with or clamped. latents: of the whole SAE. block: rows are a multiple of it."""
     size = BYTES[dtype]
-    pages = 1 + slots * -(-tokens // PAGE)
+    rows = -(-slots // block) * block
+    pages = 1 + rows * -(-(tokens + 1) // PAGE)
     per_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * size
     return Needs(
         weights=_weights(shape, size, quantize),
         cache=per_token * pages * PAGE,
         directions=4.0 * directions * shape.d_model,
-        step=24.0 * slots * shape.vocab + 16.0 * slots * tokens,
-        encoder=4.0 * shape.d_model * latents + READ_BYTES,
+        step=24.0 * rows * shape.vocab + 16.0 * rows * tokens,
+        encoder=4.0 * shape.d_model * latents + 8.0 * min(READ_CELLS, tokens * latents),
     )
 
 

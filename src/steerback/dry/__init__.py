@@ -105,10 +105,12 @@ def _small(config: RunConfig, folder: Path, sae: Path) -> RunConfig:
                     "revision": None,
                     "dtype": "float32",
                     "device": "cpu",
+                    "quantize": "none",
+                    "device_map": None,
                     "slots": min(config.model.slots, 16),
                 }
             ),
-            "sae": config.sae.model_copy(update={"spec": str(sae)}),
+            "sae": config.sae.model_copy(update={"spec": str(sae), "latents": None}),
             "directions": few(
                 config.directions,
                 labels=str(folder / "labels.csv"),

@@ -53,13 +53,21 @@ def linear(weight: Tensor) -> Product:
     return Product(weight.shape[1], lambda x: F.linear(x, kept), kept.numel())
 
 
+def _whole(module: nn.Linear) -> Product:
+    """A layer whose weights are quantised or elsewhere, which only it can multiply with."""
+    return Product(module.in_features, module, module.in_features * module.out_features)
+
+
 def products(model: nn.Module) -> list[Product]:
     """The distinct products of a transformers model: its linear layers, however they store weights."""
     found: dict[tuple[str, tuple[int, ...]], Product] = {}
     for module in model.modules():
         weight = getattr(module, "weight", None)
-        if isinstance(module, nn.Linear):
-            product = linear(module.weight)
+        if isinstance(module, nn.Linear) and type(module.weight.data) is Tensor:
+            plain = module.weight.is_floating_point() and not module.weight.is_meta
+            product = linear(module.weight) if plain else _whole(module)
+        elif isinstance(module, nn.Linear):
+            product = _whole(module)
         elif type(module).__name__ == "Conv1D" and isinstance(weight, Tensor):
             product = Product(weight.shape[0], module, weight.numel())
         else:

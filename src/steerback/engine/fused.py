@@ -83,7 +83,8 @@ def supports(model: nn.Module) -> bool:
     if config.model_type not in FAMILIES:
         return False
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    plain = all(type(m) is nn.Linear and m.weight.is_floating_point() for m in linears)
+    # quantised weights are a tensor class of their own, inside a plain linear layer
+    plain = all(type(m) is nn.Linear and type(m.weight.data) is Tensor for m in linears)
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     mlp_bias = bool(getattr(config, "mlp_bias", False))
     one_place = len({p.device for p in model.parameters()}) == 1

@@ -20,8 +20,10 @@ from steerback.engine.base import Backend, Pair, Pool, Progress, Reading, Site, 
 from steerback.engine.decoding import Decoding, Finished
 from steerback.engine.fused import FusedDecoder, supports
 from steerback.engine.hooked import HookedModel, hooked
+from steerback.engine.loading import placement
 from steerback.engine.slots import Job
 from steerback.errors import UserError
+from steerback.memory import Quantize
 from steerback.sae import Source
 from steerback.types import Generation, Message, Sampling, Trace, Trial
 
@@ -77,22 +79,28 @@ class HFEngine:
         device: str | None = None,
         dtype: str = "auto",
         revision: str = "main",
+        quantize: Quantize = "none",
+        device_map: str | None = None,
         **settings: Any,
     ) -> HFEngine:
         """Load a folder, or a hub name at a commit, tag or branch. dtype: auto, float32, bfloat16 or
-        float16; device: None is the GPU if there is one. UserError when it cannot be found or read."""
+        float16; device: None is the GPU if there is one; device_map: as accelerate takes it, instead
+        of one device. UserError when it cannot be found or read, or a package is missing."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         kind = _dtype(dtype, device)
+        placed = placement(quantize, device_map, kind, device)
         try:
             with _no_loading_bar():
                 tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-                model = AutoModelForCausalLM.from_pretrained(path, dtype=kind, revision=revision)
+                model = AutoModelForCausalLM.from_pretrained(
+                    path, dtype=kind, revision=revision, **placed
+                )
         except (OSError, ValueError, KeyError) as error:
             raise UserError(_why_not_loaded(path, error)) from None
         try:
-            model = model.to(device)
+            model = model if placed else model.to(device)
         except (RuntimeError, AssertionError) as error:
             first = str(error).splitlines()[0]
             raise UserError(

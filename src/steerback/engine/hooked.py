@@ -48,13 +48,21 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 @contextmanager
-def hooked(layers: nn.ModuleList, sites: Sites) -> Iterator[None]:
-    """Apply sites to the outputs of decoder layers; the hooks are gone afterwards, come what may."""
+def hooked(
+    layers: nn.ModuleList, sites: Sites, device: torch.device | None = None
+) -> Iterator[None]:
+    """Apply sites to the outputs of decoder layers; the hooks are gone afterwards, come what may.
+
+    device: where sites want the stream; None is where each layer leaves it.
+    """
 
     def hook(site: Any) -> Any:
         def run(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             h = output[0] if isinstance(output, tuple) else output
-            new = site(h.reshape(-1, h.shape[-1])).view(h.shape)
+            flat = h.reshape(-1, h.shape[-1])
+            # a layer of a model spread over devices may be elsewhere than the edits are
+            here = flat if device is None else flat.to(device)
+            new = site(here).to(h.device).view(h.shape)
             return (new, *output[1:]) if isinstance(output, tuple) else new
 
         return run
@@ -121,6 +129,11 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.capacity
 
 
+def _home(embedding: Tensor) -> torch.device:
+    """Where token ids go: the embedding's device, or the processor where it is kept on disk."""
+    return torch.device("cpu") if embedding.device.type == "meta" else embedding.device
+
+
 class HookedModel:
     """`Backend` over a transformers model. See `Backend` for the contract of each method."""
 
@@ -136,7 +149,7 @@ class HookedModel:
         self.vocab = self.config.vocab_size
         self.context = getattr(self.config, "max_position_embeddings", None) or 2**20
         embedding = self.model.get_input_embeddings().weight
-        self.device, self.dtype = embedding.device, embedding.dtype
+        self.device, self.dtype = _home(embedding), embedding.dtype
         self.block = exact.measure(exact.products(model), self.device, self.dtype)
         self._windows()
         self._cache: list[SlotLayer] = []
@@ -181,7 +194,7 @@ class HookedModel:
     def _pass(
         self, ids: Tensor, positions: Tensor, places: Tensor, sites: Sites, last: Any
     ) -> Tensor:
-        with hooked(self.layers, sites):
+        with hooked(self.layers, sites, self.device):
             out = self.model(
                 input_ids=ids,
                 position_ids=positions,
