@@ -99,6 +99,8 @@ def _interval(value: float, low: float, high: float, digits: int) -> str:
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+MOST_COLUMNS = 3
+"""Arms that fit side by side."""
 ROWS: tuple[tuple[str, Callable[[Summary], str]], ...] = (
     ("trials, clusters, missing", lambda s: f"{s.n}, {s.clusters}, {s.missing}"),
     ("first-attempt score", lambda s: score(s.first_score)),
@@ -113,7 +115,7 @@ ROWS: tuple[tuple[str, Callable[[Summary], str]], ...] = (
 
 
 def headline(summaries: Iterable[Summary]) -> Group:
-    """One table per model: a column per arm, 95% intervals in brackets."""
+    """One table per model: a column per arm, or a row where they are many; 95% intervals in brackets."""
     by_model: dict[str, list[Summary]] = {}
     for s in summaries:
         by_model.setdefault(s.model, []).append(s)
@@ -122,6 +124,23 @@ def headline(summaries: Iterable[Summary]) -> Group:
 
 
 def _model_table(model: str, arms: Sequence[Summary]) -> Table:
+    return _wide(model, arms) if len(arms) <= MOST_COLUMNS else _long(model, arms)
+
+
+def _long(model: str, arms: Sequence[Summary]) -> Table:
+    """A row per arm with the measures that fit a terminal; the report has all of them."""
+    table = Table(title=model, title_justify="left")
+    table.add_column("")
+    shown = ("first-attempt score", "multi-attempt %", "ESR %")
+    for name in ("trials", *shown):
+        table.add_column(name, justify="right")
+    for s in arms:
+        cells = [cell(s) for name, cell in ROWS if name in shown]
+        table.add_row(f"{s.protocol}, {s.arm}", f"{s.n}", *cells)
+    return table
+
+
+def _wide(model: str, arms: Sequence[Summary]) -> Table:
     table = Table(title=model, title_justify="left")
     table.add_column("")
     for s in arms:
