@@ -231,6 +231,25 @@ def export(
     out.print(f"wrote {write(folder, to, file)}", soft_wrap=True)
 
 
+@app.command("import")
+def import_results(
+    files: Annotated[list[Path], typer.Argument(help="Result files of the published code.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder of the run.")],
+) -> None:
+    """Read results of the published code (JSON, or JSONL with one trial per line) into a run."""
+    from steerback.imports import import_results as read
+
+    found = read(files, to)
+    scored = ", ".join(f"{n:,} {status}" for status, n in sorted(found.statuses.items()))
+    out.print(f"{found.trials:,} trials: {scored or 'none'}")
+    out.print(
+        f"{found.new:,} new, {found.repeated:,} stored before, {found.conflicts:,} stored before with "
+        f"another response; {found.failed_latents:,} latents without trials",
+        soft_wrap=True,
+    )
+    out.print(f"report: steerback report {to}", soft_wrap=True)
+
+
 @app.command()
 def replay(
     folder: RunFolder,

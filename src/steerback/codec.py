@@ -34,7 +34,7 @@ def decode_text(data: bytes) -> str:
 
 def encode_trial(trial: Trial) -> str:
     """The JSON whose hash is `trial.key`."""
-    return canonical_json(asdict(trial))
+    return canonical_json(trial.record())
 
 
 def decode_trial(text: str) -> Trial:
@@ -46,6 +46,7 @@ def decode_trial(text: str) -> Trial:
         messages=tuple(Message(**m) for m in fields.pop("messages")),
         interventions=tuple(Intervention(**i) for i in fields.pop("interventions")),
         sampling=Sampling(**sampling),
+        variant=tuple(fields.pop("variant", ())),
         **fields,
     )
 

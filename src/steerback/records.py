@@ -21,11 +21,16 @@ class Record(NamedTuple):
     outcome: Outcome
 
 
+COPY = "copy "
+"""Begins the variant of a trial that stands in an imported file more than once."""
+
+
 def pair_name(trial: Trial) -> str:
     """Same direction, strength, question and seed: what makes trials of two arms twins."""
     add = trial.steered_by
     steering = [] if add is None else [add.source, add.index, add.value, add.unit, add.layer]
-    return stable_hash([steering, trial.question, trial.seed])
+    copies = [v for v in trial.variant if v.startswith(COPY)]
+    return stable_hash([steering, trial.question, trial.seed, *copies])
 
 
 def stored_finding(store: Store, protocol: str) -> tuple[dict[str, Any] | None, Any]:

@@ -144,7 +144,7 @@ def _write_jsonl(folder: Path, file: BinaryIO) -> None:
             record = {
                 "key": key,
                 "cluster": trial.cluster,
-                "trial": asdict(trial),
+                "trial": trial.record(),
                 "generation": {k: v for k, v in asdict(made).items() if k != "trace"},
                 "verdicts": [asdict(verdicts[key]) for verdicts in judged if key in verdicts],
             }

@@ -21,7 +21,8 @@ from steerback.errors import UserError
 Kind = Literal["add", "clamp", "clamp-after"]
 Unit = Literal["raw", "resid"]
 Status = Literal["ok", "unscored", "error"]
-FinishReason = Literal["eos", "stop", "length"]
+FinishReason = Literal["eos", "stop", "length", "unknown"]
+"""unknown: of a response that was imported, where nobody noted it."""
 
 
 def canonical_json(value: Any) -> str:
@@ -143,11 +144,21 @@ class Trial:
     interventions: tuple[Intervention, ...] = ()
     prefill: str = ""
     """Text of the response that the model continues; part of the response, not of its tokens drawn."""
+    variant: tuple[str, ...] = ()
+    """What else sets it apart: ways of the published code that are in force (engine/variants.py), or
+    which of several equal trials of an imported file it is."""
+
+    def record(self) -> dict[str, Any]:
+        """Everything above as JSON values; a variant only where there is one."""
+        fields = asdict(self)
+        if not self.variant:
+            del fields["variant"]
+        return fields
 
     @cached_property
     def key(self) -> str:
-        """Stable hash of everything above."""
-        return stable_hash(asdict(self))
+        """Stable hash of the record."""
+        return stable_hash(self.record())
 
     @property
     def steered_by(self) -> Intervention | None:
