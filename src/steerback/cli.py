@@ -58,7 +58,10 @@ def demo(
 @app.command()
 def run(
     config: Annotated[
-        str, typer.Argument(help="TOML file (`steerback init` writes one), or a preset.")
+str,
+        typer.Argument(
+            help="TOML file (`steerback init` writes one), a preset, or `suite`: every protocol."
+        ),
     ],
     judge_prompt: JudgePrompt = None,
     dry_model: Annotated[
@@ -66,8 +69,22 @@ def run(
     ] = False,
     quantize: QuantizeOption = None,
     device_map: DeviceMapOption = None,
+    model: Annotated[
+        str | None, typer.Option(help="Of the suite: a preset, or `organism`: packaged ones.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The suite in a minute or two.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="Of the suite: where its runs go; else runs/suite.")
+    ] = None,
 ) -> None:
-    """Run a configuration. Run it again to resume."""
+    """Run a configuration, or every protocol there is. Run it again to resume."""
+    if config == "suite":
+        if judge_prompt or dry_model or quantize or device_map:
+            raise UserError("the suite takes --model, --quick and --folder; the rest is the preset's")
+        _run_suite(model or "organism", folder or Path("runs/suite"), quick)
+        return
+    if model or quick or folder:
+        raise UserError("--model, --quick and --folder are for `steerback run suite`")
     from steerback import protocols
     from steerback.config import load_or_preset, placed
     from steerback.console import Terminal, headline
@@ -86,6 +103,21 @@ def run(
         found = run_config(resolved, ui)
     out.print(headline(s for a in found.values() for s in a.summaries))
     out.print(f"stored in {resolved.place}")
+
+
+def _run_suite(model: str, folder: Path, quick: bool) -> None:
+    from steerback import suite
+    from steerback.console import Terminal, headline
+    from steerback.report.page import write_report
+
+    with Terminal(out) as ui:
+        finished = suite.run_suite(model, folder, quick=quick, ui=ui)
+    main = [f.found[n] for f in finished for n in ("baseline", "esr") if n in f.found]
+    out.print(headline(s for analysis in main for s in analysis.summaries))
+    for line in suite.said(finished):
+        out.print(line, markup=False, soft_wrap=True)
+    page = write_report([f.config.place for f in finished], folder / "report.html").path
+    out.print(f"report: {page}", soft_wrap=True)
 
 
 @app.command()

@@ -16,33 +16,62 @@ from steerback.errors import UserError
 from steerback.instruments import Instruments
 from steerback.lab import SOURCE, Lab
 from steerback.preparation import prepare
-from steerback.protocols.base import Analysis, Continued, Inputs, Recording, Staged
+from steerback.protocols.base import Analysis, Continued, Inputs, Protocol, Recording, Staged
 from steerback.records import Records, stored_finding
 from steerback.store import Store
 from steerback.tomlfile import Table
 from steerback.ui import Ui
 
+Refused = dict[str, str]
+"""Protocols that could not run, and why."""
 
-def run(config: RunConfig, ui: Ui | None = None) -> dict[str, Analysis]:
-    """Run every protocol of `config` in its folder; what each found, by name."""
+
+def run(
+    config: RunConfig, ui: Ui | None = None, *, refused: Refused | None = None
+) -> dict[str, Analysis]:
+    """Run every protocol of `config` in its folder; what each found, by name.
+
+    refused: given, a protocol that raises UserError is noted there, with those that need it, and the
+    others go on.
+    """
     ui = ui or Ui()
     names = protocols.with_needs(config.protocols)
     with Store.open(config.place, config.model_dump(mode="json"), free=FREE_KEYS) as store:
         lab = Lab.open(config, store, ui)
         inputs = prepare(lab)
         for protocol in map(protocols.get, names):
-            settings = protocol.settings.model_validate(config.settings.get(protocol.name, {}))
-            if isinstance(protocol, Staged):
-                finding = look(lab, protocol, inputs, settings)
-                inputs = replace(inputs, found={**inputs.found, protocol.name: finding})
-            trials = protocol.plan(inputs, settings)
-            store.put_artifact(f"planned/{protocol.name}", len(trials))
-            ui.stage(f"{protocol.name}: {len(trials)} trials")
-            watch = recording(config, names, inputs, protocol.name)
-            lab.execute(trials, protocol.name, implicit=True, watch=watch)
-            if isinstance(protocol, Continued):
-                lab.judge_rest(protocol.continued(trials))
-        return analyse(store, names)
+            try:
+                _check_needs(protocol, refused or {})
+                inputs = perform(lab, protocol, inputs, names)
+            except UserError as error:
+                if refused is None:
+                    raise
+                refused[protocol.name] = str(error)
+                ui.say(f"{protocol.name} does not run: {error}")
+            store.put_artifact(f"refused/{protocol.name}", (refused or {}).get(protocol.name, ""))
+        return analyse(store, [n for n in names if n not in (refused or {})])
+
+
+def perform(lab: Lab, protocol: Protocol, inputs: Inputs, names: Sequence[str]) -> Inputs:
+    """Plan one protocol, make what is missing; the inputs with what it found. `names`: of the run."""
+    settings = protocol.settings.model_validate(lab.config.settings.get(protocol.name, {}))
+    if isinstance(protocol, Staged):
+        finding = look(lab, protocol, inputs, settings)
+        inputs = replace(inputs, found={**inputs.found, protocol.name: finding})
+    trials = protocol.plan(inputs, settings)
+    lab.store.put_artifact(f"planned/{protocol.name}", len(trials))
+    lab.ui.stage(f"{protocol.name}: {len(trials)} trials")
+    watch = recording(lab.config, names, inputs, protocol.name)
+    lab.execute(trials, protocol.name, implicit=True, watch=watch)
+    if isinstance(protocol, Continued):
+        lab.judge_rest(protocol.continued(trials))
+    return inputs
+
+
+def _check_needs(protocol: Protocol, refused: Refused) -> None:
+    lacking = [n for n in (protocol.needs if isinstance(protocol, Staged) else ()) if n in refused]
+    if lacking:
+        raise UserError(f"it needs {' and '.join(lacking)}, which did not run")
 
 
 def look(lab: Lab, protocol: Staged, inputs: Inputs, settings: Table) -> Any:

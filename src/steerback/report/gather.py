@@ -179,6 +179,8 @@ def _notes(store: Store, rows: Sequence[Row], names: Sequence[str]) -> Iterator[
             "These are the numbers of what was stored."
         )
     for name in names:
+        if reason := store.get_artifact(f"refused/{name}"):
+            yield f"{name} did not run: {reason}"
         stored = [r for r in rows if r.trial.protocol == name]
         planned = store.get_artifact(f"planned/{name}")
         if planned is not None and len(stored) < planned:
