@@ -58,7 +58,7 @@ def demo(
 @app.command()
 def run(
     config: Annotated[
-str,
+        str,
         typer.Argument(
             help="TOML file (`steerback init` writes one), a preset, or `suite`: every protocol."
         ),
@@ -80,7 +80,9 @@ str,
     """Run a configuration, or every protocol there is. Run it again to resume."""
     if config == "suite":
         if judge_prompt or dry_model or quantize or device_map:
-            raise UserError("the suite takes --model, --quick and --folder; the rest is the preset's")
+            raise UserError(
+                "the suite takes --model, --quick and --folder; the rest is the preset's"
+            )
         _run_suite(model or "organism", folder or Path("runs/suite"), quick)
         return
     if model or quick or folder:

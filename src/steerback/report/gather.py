@@ -178,9 +178,11 @@ def _notes(store: Store, rows: Sequence[Row], names: Sequence[str]) -> Iterator[
             f"The session of {began} UTC has not ended: the run is going on, or was stopped. "
             "These are the numbers of what was stored."
         )
-    for name in names:
-        if reason := store.get_artifact(f"refused/{name}"):
+    for key in store.artifacts():
+        kind, _, name = key.partition("/")
+        if kind == "refused" and (reason := store.get_artifact(key)):
             yield f"{name} did not run: {reason}"
+    for name in names:
         stored = [r for r in rows if r.trial.protocol == name]
         planned = store.get_artifact(f"planned/{name}")
         if planned is not None and len(stored) < planned:
