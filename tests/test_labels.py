@@ -34,9 +34,9 @@ LINES = "".join(json.dumps(e) + "\n" for e in EXPLAINED)
         ("labels.json", json.dumps({"explanations": EXPLAINED, "n": 4}).encode()),
         ("labels.jsonl", LINES.encode()),
         ("labels.jsonl", ("\ufeff" + LINES + "\n").encode()),
-        ("labels.jsonl.gz", gzip.compress(LINES.encode())),
+        ("labels.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("labels.csv", b"index_in_sae,label,uuid\n4,boats,u\n9,tax forms,v\n5,,w\n4,again,z\n"),
-        ("labels.csv.gz", gzip.compress(b"index_in_sae,label\n4,boats\n9,tax forms\n")),
+        ("labels.csv.gz", gzip.compress(b"index_in_sae,label\n4,boats\n9,tax forms\n", mtime=0)),
     ],
 )
 def test_every_format_gives_the_same_labels(tmp_path: Path, name: str, data: bytes) -> None:
