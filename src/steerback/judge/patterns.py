@@ -81,9 +81,10 @@ class Pattern:
     """The pattern is only tried in texts that hold one of these; empty: in all."""
 
 
-def _begins(start: str, known: frozenset[str]) -> bool:
+def _beginnings(start: str) -> list[str]:
+    """"", and the first letters of `start`, white space as a space."""
     letters = "".join(" " if c.isspace() else c for c in start)
-    return any(letters.startswith(prefix) for prefix in known)
+    return [letters[:n] for n in range(len(letters) + 1)]
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,15 @@ class Patterns:
     _leads: dict[str, bool] = field(default_factory=dict)
 
     @cached_property
+    def _index(self) -> dict[str, list[int]]:
+        """Places in `patterns` of those that can start with these letters."""
+        index: dict[str, list[int]] = {}
+        for n, starts in enumerate(self.starts):
+            for start in starts:
+                index.setdefault(start, []).append(n)
+        return index
+
+    @cached_property
     def rare(self) -> tuple[Pattern, ...]:
         """The patterns that only some texts have a word for."""
         return tuple(p for p in self.patterns if p.rare)
@@ -113,18 +123,16 @@ class Patterns:
         """
         key = (text[at : at + START], led)
         if key not in self._by_start:
-            self._by_start[key] = tuple(
-                pattern
-                for pattern, starts in zip(self.patterns, self.starts, strict=True)
-                if (led or not pattern.needs) and _begins(key[0], starts)
-            )
+            places = {n for b in _beginnings(key[0]) for n in self._index.get(b, ())}
+            found = (self.patterns[n] for n in sorted(places))
+            self._by_start[key] = tuple(p for p in found if led or not p.needs)
         return self._by_start[key]
 
     def leads_at(self, text: str, at: int) -> bool:
         """Whether a lead could match there."""
         start = text[at : at + START]
         if start not in self._leads:
-            self._leads[start] = _begins(start, self.lead_starts)
+            self._leads[start] = any(b in self.lead_starts for b in _beginnings(start))
         return self._leads[start]
 
 
