@@ -311,7 +311,7 @@ def broken(old: str, new: str) -> str:
         ("[guards]", "[gards]", r"file: gards: unknown key.*'guards'"),
         ('id = "i-digress"\ngroup = "admit"\npoints = 3', 'id = "i-digress"\ngroup = "admit"\n'
          "points = 8", r"'i-digress': points: is 8"),
-        ('rare = [" again"]', 'rare = " again"', r"'x-again': rare: is ' again'; use a list"),
+        ('rare = [" again.", " again!"]', 'rare = " again"', r"'x-again': rare: is ' again'; use"),
         ("i digress(?:ed)?{end}", "i digress(?:ed?{end}", r"'i-digress': regex: not a regular"),
         ("i digress(?:ed)?{end}", "i digress{ende}", r"no word is named 'ende'.*'end'"),
         ("i digress(?:ed)?{end}", "(?:i digress)?", r"'i-digress': regex: matches the empty"),

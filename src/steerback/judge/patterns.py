@@ -82,7 +82,7 @@ class Pattern:
 
 
 def _beginnings(start: str) -> list[str]:
-    """"", and the first letters of `start`, white space as a space."""
+    """ "", and the first letters of `start`, white space as a space."""
     letters = "".join(" " if c.isspace() else c for c in start)
     return [letters[:n] for n in range(len(letters) + 1)]
 
@@ -107,7 +107,7 @@ class Patterns:
         """Places in `patterns` of those that can start with these letters."""
         index: dict[str, list[int]] = {}
         for n, starts in enumerate(self.starts):
-            for start in starts:
+            for start in () if self.patterns[n].rare else starts:
                 index.setdefault(start, []).append(n)
         return index
 
@@ -117,7 +117,7 @@ class Patterns:
         return tuple(p for p in self.patterns if p.rare)
 
     def at(self, text: str, at: int, led: bool) -> tuple[Pattern, ...]:
-        """The patterns that could match `text` at `at`, by its first letters.
+        """The patterns that could match `text` at `at`, by its first letters; none that is rare.
 
         Those that need a lead are among them only when `led`.
         """

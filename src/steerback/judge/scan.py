@@ -95,12 +95,12 @@ class Scan:
     """... and where the one before it does."""
     pending: tuple[Lead, ...] = ()
     """Leads of this sentence that nothing followed yet."""
-    absent: frozenset[str] = field(init=False)
-    """Patterns that this text has no word for."""
+    rare: tuple[Pattern, ...] = field(init=False)
+    """Patterns that most texts have no word for, and this one has."""
 
     def __post_init__(self) -> None:
-        self.absent = frozenset(
-            p.id for p in self.patterns.rare if not any(word in self.text for word in p.rare)
+        self.rare = tuple(
+            p for p in self.patterns.rare if any(word in self.text for word in p.rare)
         )
 
     def hits(self) -> Iterator[Hit]:
@@ -129,7 +129,7 @@ class Scan:
             self.before, self.begin = self.begin, at
             self.pending = ()
         lead = self.patterns.leads_at(self.text, at)
-        if not (lead or self.pending or self.patterns.at(self.text, at, led=False)):
+        if not (lead or self.pending or self._candidates(at, led=False)):
             return
         hit, body = self._lead(at) if lead else (Hit(at, at, self.sentence), at)
         if place == "sentence":
@@ -142,6 +142,10 @@ class Scan:
         veto = self.patterns.guards["veto"]
         if hit.points and not veto.match(self.text, body) and self._stands(hit, place):
             yield hit
+
+    def _candidates(self, at: int, led: bool) -> tuple[Pattern, ...]:
+        found = self.patterns.at(self.text, at, led)
+        return found + self.rare if self.rare else found
 
     def _carry(self, hit: Hit) -> None:
         """A lead at the head of the sentence counts for its later clauses."""
@@ -167,10 +171,8 @@ class Scan:
     def _score(self, hit: Hit, place: str, start: int, body: int = 0) -> None:
         """Scores what starts at `start`; of lead words alone (before `body`) the lead's points."""
         met, anywhere = _needs_met(hit.leads), place == "sentence" or "lead" in hit.points
-        for pattern in self.patterns.at(self.text, start, bool(hit.leads)):
+        for pattern in self._candidates(start, led=bool(hit.leads)):
             if pattern.needs not in met or not (anywhere or pattern.at in (place, "clause")):
-                continue
-            if pattern.id in self.absent:
                 continue
             m = pattern.regex.match(self.text, start)
             if m and self._allowed(pattern, hit, m.end()):
