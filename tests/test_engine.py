@@ -470,3 +470,53 @@ def test_logits_that_are_not_finite_are_an_error(folder: Path) -> None:
     e = engine(folder)
     with pytest.raises(UserError, match=r"not finite.*sae:3 = 3e\+38"):
         run(e, [trial("fine"), trial("a", Intervention("add", "sae", 3, 3e38, 1))])
+
+
+@pytest.mark.parametrize("backend", ["fused", "transformers"])
+def test_two_iterators_on_one_engine(folder: Path, backend: str) -> None:
+    """Drawn from in turn, each goes on where it was."""
+    e = engine(folder, backend=backend, slots=2)
+    trials = varied(8)
+    want = {g.trial_key: g for g in e.generate(trials)}
+    first, second = e.generate(trials[:4]), e.generate(trials[4:])
+    found = {}
+    for _ in range(4):
+        for one in (next(first), next(second)):
+            found[one.trial_key] = one
+    assert found == want
+
+
+def test_an_abandoned_iterator_leaves_no_hook(folder: Path) -> None:
+    e = engine(folder, backend="transformers", slots=2)
+    before = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in e.model.modules()]
+    iterator = e.generate(varied(6))
+    next(iterator)
+    del iterator
+    assert [
+        len(m._forward_hooks) + len(m._forward_pre_hooks) for m in e.model.modules()
+    ] == before
+    want = run(engine(folder, backend="transformers"), varied(6))
+    assert run(e, varied(6)) == want
+
+
+def test_no_trials_give_nothing(folder: Path) -> None:
+    assert list(engine(folder).generate([])) == []
+    assert engine(folder).read([], source="sae", layer=1) == []
+
+
+@pytest.mark.parametrize("tokens", [0, -1])
+def test_a_budget_below_one_token_is_refused(tokens: int) -> None:
+    with pytest.raises(UserError, match="max_new_tokens"):
+        Sampling(max_new_tokens=tokens)
+
+
+@pytest.mark.parametrize("backend", ["fused", "transformers"])
+@pytest.mark.parametrize("start", [0, 2, 3, 4, 40])
+def test_positions_from_n_count_the_prefill(folder: Path, backend: str, start: int) -> None:
+    """A prefill of three tokens: `from:N` begins inside it, at its end, after it, or never."""
+    e = engine(folder, backend=backend)
+    push = Intervention("add", "sae", 3, 6.0, 1, positions=f"from:{start}")
+    t = trial("how far", push, prefill="abc")
+    [g] = run(e, [t])
+    first = len(g.prompt_ids) - 3
+    assert list(g.token_ids) == reference(e.model, g.prompt_ids, t, full_edit(t, first))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -23,10 +23,10 @@ Pool = Literal["none", "max", "mean", "active"]
 
 
 class Backend(Protocol):
-    """A causal language model with a key/value cache of numbered slots.
+    """A causal language model with key/value caches of numbered slots.
 
-    Positions are absolute, prompts are padded on the right, and a slot's cache is overwritten by the
-    next prompt that enters it.
+    Positions are absolute, prompts are padded on the right, and what a slot holds is overwritten by
+    the next prompt that enters it. Whoever decodes has a cache of their own.
     """
 
     n_layers: int
@@ -40,24 +40,29 @@ class Backend(Protocol):
     block: Block
     """Rows of a step come in multiples of `block.rows`."""
 
-    def allocate(self, slots: int, capacity: int) -> None:
-        """Reserve a cache of `slots` sequences of up to `capacity` tokens."""
+    def allocate(self, slots: int, capacity: int) -> Any:
+        """A cache of `slots` sequences of up to `capacity` tokens, for the methods below."""
         ...
 
     def prefill(
-        self, ids: Tensor, lengths: NDArray[np.int64], slots: NDArray[np.int64], sites: Sites
+        self,
+        cache: Any,
+        ids: Tensor,
+        lengths: NDArray[np.int64],
+        slots: NDArray[np.int64],
+        sites: Sites,
     ) -> Tensor:
         """Read prompts into slots. ids: [rows, longest], right-padded; lengths, slots: [rows].
         Returns the logits [rows, vocab] after each row's last token. Sites see [rows * longest, d]."""
         ...
 
-    def step(self, tokens: Tensor, lengths: NDArray[np.int64], sites: Sites) -> Tensor:
+    def step(self, cache: Any, tokens: Tensor, lengths: NDArray[np.int64], sites: Sites) -> Tensor:
         """One token for each of the first len(tokens) slots. lengths: [rows], tokens in each slot's
         cache once the step has run, 0 where nobody sits. Returns logits [rows, vocab], those of
         empty slots without meaning. Sites see [rows, d]."""
         ...
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, cache: Any, source: int, target: int) -> None:
         """Move what a slot has cached to an empty one."""
         ...
 

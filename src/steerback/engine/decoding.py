@@ -81,7 +81,7 @@ class Decoding:
         longest = max(j.trial.sampling.max_new_tokens for j in jobs)
         # a watched trial draws one token more, which is dropped
         capacity = exact.up(max(j.room for j in jobs) + 1, exact.LENGTH)
-        backend.allocate(rows, capacity)
+        self.cache = backend.allocate(rows, capacity)
         self.table = Table(rows, capacity, longest, backend.vocab, backend.device)
         self.recorder = Recorder(watch, packer, self.table, longest) if watch else None
         self.rows: list[steer.Row] = [()] * rows
@@ -156,6 +156,7 @@ class Decoding:
             row[: len(job.prompt_ids)] = job.prompt_ids
         rows = self.table.rows(slots)
         logits = self.backend.prefill(
+            self.cache,
             torch.from_numpy(ids).to(device),
             lengths,
             np.asarray(slots),
@@ -217,7 +218,7 @@ class Decoding:
         self._rebuild_sites()
 
     def _move(self, source: int, target: int) -> None:
-        self.backend.move(source, target)
+        self.backend.move(self.cache, source, target)
         self.table.move(source, target)
         self.rows[target], self.rows[source] = self.rows[source], ()
         self.next_start[target] = self.next_start[source]
@@ -235,7 +236,7 @@ class Decoding:
         self._start_late_interventions()
         table, n = self.table, self.width
         lengths = np.where(table.seated[:n], table.length[:n], 0)
-        logits = self.backend.step(table.token[:n], lengths, self.sites)
+        logits = self.backend.step(self.cache, table.token[:n], lengths, self.sites)
         self._accept(table.first(n), logits, int(lengths.max()))
 
     def _start_late_interventions(self) -> None:

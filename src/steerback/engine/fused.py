@@ -102,6 +102,14 @@ def _stack(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     return weight, None if biases[0] is None else torch.cat([b.data for b in biases])
 
 
+@dataclass
+class PagedCache:
+    pages: Pages
+    layers: list[tuple[Tensor, Tensor]]
+    """Keys [pages, kv_heads, head_dim, PAGE] and values [pages, kv_heads, PAGE, head_dim]: both
+    products of a step run along rows."""
+
+
 class FusedDecoder:
     """`Backend` for the families above. See `Backend` for the contract of each method."""
 
@@ -132,7 +140,6 @@ class FusedDecoder:
         self.dtype: torch.dtype = self.embedding.dtype
         self.norm_final = self._norm_weight(self.core.norm)
         self.layers = [self._layer(i, module) for i, module in enumerate(self.core.layers)]
-        self._cache: list[tuple[Tensor, Tensor]] = []
         self.block = exact.measure(self._products(), self.device, self.dtype)
         self._tables(min(self.context, 1024))
 
@@ -190,6 +197,7 @@ class FusedDecoder:
         sign = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
         self.cos, self.sin = cos[0, :, None].contiguous(), sign[:, None].contiguous()
         self._places = torch.arange(length, device=self.device)
+        self._offsets = torch.arange(PAGE, device=self.device)
 
     # --- one layer, shared by all passes -------------------------------------------------------
 
@@ -258,60 +266,45 @@ class FusedDecoder:
 
     # --- passes --------------------------------------------------------------------------------
 
-    def allocate(self, slots: int, capacity: int) -> None:
-        self.pages = Pages(slots, capacity, PAGE, self.device)
-        shape = (self.pages.total, self.kv_heads, PAGE, self.head_dim)
-        self._cache = [
-            (
-                torch.zeros(shape, dtype=self.dtype, device=self.device),
-                torch.zeros(shape, dtype=self.dtype, device=self.device),
-            )
-            for _ in range(self.n_layers)
-        ]
-        self._offsets = torch.arange(PAGE, device=self.device)
-        self._heads = np.arange(self.kv_heads) * PAGE
+    def allocate(self, slots: int, capacity: int) -> PagedCache:
         self._ensure(capacity)
+        pages = Pages(slots, capacity, PAGE, self.device)
+        return PagedCache(
+            pages,
+            [
+                (self._room(pages, self.head_dim, PAGE), self._room(pages, PAGE, self.head_dim))
+                for _ in range(self.n_layers)
+            ],
+        )
+
+    def _room(self, pages: Pages, *page: int) -> Tensor:
+        shape = (pages.total, self.kv_heads, *page)
+        if self.device.type != "cpu":
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        # numpy's zeros cost nothing until they are written, and high pages seldom are
+        lazy = np.zeros(math.prod(shape) * self.dtype.itemsize, np.uint8)
+        return torch.from_numpy(lazy).view(self.dtype).view(shape)
 
     def _ensure(self, length: int) -> None:
         if length > len(self.cos):
             self._tables(length)
 
-    def move(self, source: int, target: int) -> None:
-        self.pages.move(source, target)
+    def move(self, cache: PagedCache, source: int, target: int) -> None:
+        cache.pages.move(source, target)
 
-    def step(self, tokens: Tensor, lengths: NDArray[np.int64], sites: Sites) -> Tensor:
-        self._make_room(lengths)
-        positions = np.maximum(lengths - 1, 0)
-        return self._decode(
-            tokens,
-            torch.from_numpy(positions).to(self.device),
-            self._places_of(positions),
-            self.pages.view(len(tokens)),
-            sites,
-        )
-
-    def _make_room(self, lengths: NDArray[np.int64]) -> None:
-        self.pages.resize(lengths)
-        source, target = self.pages.compact()
-        if source:
-            for k, v in self._cache:
-                k[target], v[target] = k[source], v[source]
-
-    def _places_of(self, positions: NDArray[np.int64]) -> Tensor:
-        """[rows * kv_heads]: where each row's new key goes in a cache seen as [places, head_dim]."""
-        at = self.pages.places(positions)
-        base = at // PAGE * (PAGE * self.kv_heads) + at % PAGE
-        return torch.from_numpy((base[:, None] + self._heads).ravel()).to(self.device)
-
-    def _decode(
-        self, tokens: Tensor, positions: Tensor, place: Tensor, view: View, sites: Sites
+    def step(
+        self, cache: PagedCache, tokens: Tensor, lengths: NDArray[np.int64], sites: Sites
     ) -> Tensor:
+        self._make_room(cache, lengths)
+        last = np.maximum(lengths - 1, 0)
+        positions = torch.from_numpy(last).to(self.device)
+        place, view = cache.pages.places(last), cache.pages.view(len(tokens))
         masks = self._page_masks(positions, view)
 
         def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = self._cache[i]
-            keys.view(-1, self.head_dim).index_copy_(0, place, k.reshape(-1, self.head_dim))
-            values.view(-1, self.head_dim).index_copy_(0, place, v.reshape(-1, self.head_dim))
+            keys, values = cache.layers[i]
+            keys[place.page, :, :, place.offset] = k
+            values[place.page, :, place.offset] = v
             return self._attend_pages(q, keys, values, masks[self.layers[i].window], view)
 
         x = self._run(
@@ -319,6 +312,13 @@ class FusedDecoder:
             self.n_layers,
         )  # fmt: skip
         return self._logits(x)
+
+    def _make_room(self, cache: PagedCache, lengths: NDArray[np.int64]) -> None:
+        cache.pages.resize(lengths)
+        source, target = cache.pages.compact()
+        if source:
+            for k, v in cache.layers:
+                k[target], v[target] = k[source], v[source]
 
     def _page_masks(self, positions: Tensor, view: View) -> dict[int | None, Tensor]:
         """[pages * kv_heads, 1, PAGE] additive, one per window length in use."""
@@ -348,17 +348,17 @@ class FusedDecoder:
         # a row without a page has no maximum and no sum, and must not pass NaN on to SCRATCH
         highest = highest.clamp_(min=torch.finfo(torch.float32).min)
         weights = scores.sub_(highest.index_select(0, view.owner)[:, :, None]).exp_()
-        total = self._total(weights.sum(-1), view, rows).clamp_(min=1)
+        total = self._total(weights.sum(-1), view).clamp_(min=1)
         weights = weights.to(values.dtype).view(pages * self.kv_heads, -1, PAGE)
         parts = torch.bmm(weights, values[:pages].flatten(0, 1)).view(pages, -1)
-        out = self._total(parts, view, rows).view(rows, self.heads, -1)
+        out = self._total(parts, view).view(rows, self.heads, -1)
         return (out / total[:, :, None]).to(q.dtype).view(rows, -1)
 
     def _scores(self, queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
         """[pages * kv_heads, group, PAGE] float32, scaled, capped and masked."""
         if self.score_cap is None:
-            return torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=self.scale).float()
-        scores = torch.bmm(queries, keys.transpose(1, 2)).float() * self.scale
+            return torch.baddbmm(mask, queries, keys, alpha=self.scale).float()
+        scores = torch.bmm(queries, keys).float() * self.scale
         capped: Tensor = torch.tanh(scores / self.score_cap) * self.score_cap
         return capped + mask
 
@@ -368,10 +368,10 @@ class FusedDecoder:
         return x.index_select(0, view.table).view(rows, -1, x.shape[-1])
 
     @staticmethod
-    def _total(x: Tensor, view: View, rows: int) -> Tensor:
+    def _total(x: Tensor, view: View) -> Tensor:
         """[pages, n] -> [rows, n], summed over a row's pages one after another: the order, and so
         the rounding, does not depend on how many pages the longest row has."""
-        return F.embedding_bag(view.table.view(rows, -1), x, mode="sum")
+        return torch.embedding_bag(x, view.table, view.first)[0]
 
     def _weights(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Attention weights from scaled scores; softmax in float32 as in transformers."""
@@ -415,19 +415,27 @@ class FusedDecoder:
         return out.transpose(1, 2).flatten(2)
 
     def prefill(
-        self, ids: Tensor, lengths: NDArray[np.int64], slots: NDArray[np.int64], sites: Sites
+        self,
+        cache: PagedCache,
+        ids: Tensor,
+        lengths: NDArray[np.int64],
+        slots: NDArray[np.int64],
+        sites: Sites,
     ) -> Tensor:
-        held = self.pages.held * PAGE
+        held = cache.pages.held * PAGE
         held[slots] = lengths
-        self._make_room(held)
-        pages = min(-(-ids.shape[1] // PAGE), self.pages.table.shape[1])
-        where = torch.from_numpy(self.pages.table[slots, :pages].ravel()).to(self.device)
+        self._make_room(cache, held)
+        pages = min(-(-ids.shape[1] // PAGE), cache.pages.table.shape[1])
+        where = torch.from_numpy(cache.pages.table[slots, :pages].ravel()).to(self.device)
+
+        def paged(new: Tensor) -> Tensor:
+            whole = F.pad(new, (0, 0, 0, 0, 0, pages * PAGE - new.shape[1]))  # or cut
+            return whole.view(-1, PAGE, self.kv_heads, self.head_dim)
 
         def keep(i: int, k: Tensor, v: Tensor) -> None:
-            for cache, new in zip(self._cache[i], (k, v), strict=True):
-                padded = F.pad(new, (0, 0, 0, 0, 0, pages * PAGE - new.shape[1]))  # cuts, too
-                paged = padded.view(-1, PAGE, self.kv_heads, self.head_dim).transpose(1, 2)
-                cache.index_copy_(0, where, paged)
+            keys, values = cache.layers[i]
+            keys.index_copy_(0, where, paged(k).permute(0, 2, 3, 1))
+            values.index_copy_(0, where, paged(v).transpose(1, 2))
 
         x = self._sequence(ids, sites, self.n_layers, keep)
         ends = torch.from_numpy(lengths - 1).to(self.device)

@@ -183,8 +183,9 @@ class HFEngine:
                         seconds = time.perf_counter() - start
                         progress(Progress(done, total, tokens, seconds))
             except torch.OutOfMemoryError:
-                jobs = run.unfinished()
-                self._halve_slots(run.slots)
+                jobs, used = run.unfinished(), run.slots
+                del run  # and its cache
+                self._halve_slots(used)
 
     def _decoding(
         self, jobs: list[Job], watch: Watch | None, listener: Callable[[Trial, int], None] | None
@@ -209,7 +210,6 @@ class HFEngine:
                 "a smaller dtype or more memory"
             ) from None
         self.slots = used // 2
-        self.backend.allocate(1, 1)
         if self.backend.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -395,9 +395,9 @@ def _disagreement(fused: Backend, reference: Backend) -> float:
     ids, lengths = _probe(reference)
     out = []
     for backend in (fused, reference):
-        backend.allocate(2, 8)
-        backend.prefill(ids, lengths, np.arange(2), {})
-        out.append(backend.step(ids[:, 0], lengths + 1, {}).float())
+        cache = backend.allocate(2, 8)
+        backend.prefill(cache, ids, lengths, np.arange(2), {})
+        out.append(backend.step(cache, ids[:, 0], lengths + 1, {}).float())
     return float((out[0] - out[1]).abs().max() / out[1].std().clamp(min=1e-6))
 
 

@@ -134,6 +134,13 @@ def _home(embedding: Tensor) -> torch.device:
     return torch.device("cpu") if embedding.device.type == "meta" else embedding.device
 
 
+@dataclass
+class SlotCache:
+    layers: list[SlotLayer]
+    cursor: Cursor
+    capacity: int
+
+
 class HookedModel:
     """`Backend` over a transformers model. See `Backend` for the contract of each method."""
 
@@ -152,8 +159,6 @@ class HookedModel:
         self.device, self.dtype = _home(embedding), embedding.dtype
         self.block = exact.measure(exact.products(model), self.device, self.dtype)
         self._windows()
-        self._cache: list[SlotLayer] = []
-        self._cursor = Cursor(torch.zeros(0, dtype=torch.long))
 
     def _windows(self) -> None:
         """Which masks the forward wants: one, or one per kind of layer."""
@@ -182,46 +187,61 @@ class HookedModel:
             return {"full_attention": additive(past), "sliding_attention": additive(windowed)}
         return additive(past if self.kinds else windowed)
 
-    def allocate(self, slots: int, capacity: int) -> None:
-        self.capacity = capacity
-        self._cache = [SlotLayer(slots, capacity, self._cursor) for _ in range(self.n_layers)]
+    def allocate(self, slots: int, capacity: int) -> SlotCache:
+        cursor = Cursor(torch.zeros(0, dtype=torch.long))
+        layers = [SlotLayer(slots, capacity, cursor) for _ in range(self.n_layers)]
+        return SlotCache(layers, cursor, capacity)
 
-    def move(self, source: int, target: int) -> None:
-        for layer in self._cache:
+    def move(self, cache: SlotCache, source: int, target: int) -> None:
+        for layer in cache.layers:
             for t in (layer.keys, layer.values):
                 t[target] = t[source]
 
     def _pass(
-        self, ids: Tensor, positions: Tensor, places: Tensor, sites: Sites, last: Any
+        self,
+        cache: SlotCache | None,
+        ids: Tensor,
+        positions: Tensor,
+        places: Tensor,
+        sites: Sites,
+        last: int | Tensor,
     ) -> Tensor:
         with hooked(self.layers, sites, self.device):
             out = self.model(
                 input_ids=ids,
                 position_ids=positions,
                 attention_mask=self._masks(positions, places),
-                past_key_values=Cache(layers=self._cache) if self._cache else None,
-                use_cache=bool(self._cache),
+                past_key_values=Cache(layers=cache.layers) if cache else None,
+                use_cache=cache is not None,
                 logits_to_keep=last,
             )
         logits: Tensor = out.logits
         return logits
 
-    def step(self, tokens: Tensor, lengths: NDArray[np.int64], sites: Sites) -> Tensor:
-        width = min(-(-int(lengths.max()) // WIDTH_STEP) * WIDTH_STEP, self.capacity)
+    def step(
+        self, cache: SlotCache, tokens: Tensor, lengths: NDArray[np.int64], sites: Sites
+    ) -> Tensor:
+        width = min(-(-int(lengths.max()) // WIDTH_STEP) * WIDTH_STEP, cache.capacity)
         positions = torch.from_numpy(np.maximum(lengths - 1, 0)).to(self.device)
         rows = torch.arange(len(tokens), device=self.device)
-        self._cursor.slots, self._cursor.positions, self._cursor.width = rows, positions, width
+        cursor = cache.cursor
+        cursor.slots, cursor.positions, cursor.width = rows, positions, width
         places = torch.arange(width, device=self.device)
-        return self._pass(tokens[:, None], positions[:, None], places, sites, 1)[:, 0]
+        return self._pass(cache, tokens[:, None], positions[:, None], places, sites, 1)[:, 0]
 
     def prefill(
-        self, ids: Tensor, lengths: NDArray[np.int64], slots: NDArray[np.int64], sites: Sites
+        self,
+        cache: SlotCache,
+        ids: Tensor,
+        lengths: NDArray[np.int64],
+        slots: NDArray[np.int64],
+        sites: Sites,
     ) -> Tensor:
-        self._cursor.slots = torch.from_numpy(slots).to(self.device)
-        self._cursor.positions, self._cursor.width = None, 0
+        cache.cursor.slots = torch.from_numpy(slots).to(self.device)
+        cache.cursor.positions, cache.cursor.width = None, 0
         ends = torch.from_numpy(lengths - 1).to(self.device)
         with self._only_at(ends):
-            return self._sequence(ids, sites, 0)[0, : len(ids)]
+            return self._sequence(cache, ids, sites, 0)[0, : len(ids)]
 
     @contextmanager
     def _only_at(self, ends: Tensor) -> Iterator[None]:
@@ -238,13 +258,11 @@ class HookedModel:
         finally:
             handle.remove()
 
-    def _sequence(self, ids: Tensor, sites: Sites, keep: int | Tensor) -> Tensor:
+    def _sequence(
+        self, cache: SlotCache | None, ids: Tensor, sites: Sites, keep: int | Tensor
+    ) -> Tensor:
         places = torch.arange(ids.shape[1], device=self.device)
-        return self._pass(ids, places.expand(len(ids), -1), places, sites, keep)
+        return self._pass(cache, ids, places.expand(len(ids), -1), places, sites, keep)
 
     def forward(self, ids: Tensor, lengths: Tensor, sites: Sites) -> None:
-        cache, self._cache = self._cache, []
-        try:
-            self._sequence(ids, sites, torch.zeros(1, dtype=torch.long, device=self.device))
-        finally:
-            self._cache = cache
+        self._sequence(None, ids, sites, torch.zeros(1, dtype=torch.long, device=self.device))

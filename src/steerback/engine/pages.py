@@ -24,6 +24,15 @@ SCRATCH = 0
 """The page in which slots without a trial write; nobody owns it."""
 
 
+class Place(NamedTuple):
+    """Where rows write, on the device."""
+
+    page: Tensor
+    """[rows]"""
+    offset: Tensor
+    """[rows] token of the page"""
+
+
 class View(NamedTuple):
     """The pages of one step, on the device."""
 
@@ -33,6 +42,8 @@ class View(NamedTuple):
     """[pages] position of the first token"""
     table: Tensor
     """[rows * most pages of a row]: each row's pages in order, then SCRATCH"""
+    first: Tensor
+    """[rows] where each row begins in `table`"""
 
 
 class Pages:
@@ -94,13 +105,14 @@ class Pages:
         self.used = live
         return moving.tolist(), targets
 
-    def places(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[rows]: number of the cache place, page * size + offset, of a position in each first slot."""
-        rows = np.arange(len(positions))
-        pages: NDArray[np.int64] = self.table[rows, positions // self.size]
-        return pages * self.size + positions % self.size
+    def places(self, positions: NDArray[np.int64]) -> Place:
+        """Where one position of each of the first slots lies."""
+        page = self.table[np.arange(len(positions)), positions // self.size]
+        offset = positions % self.size
+        return Place(*(torch.from_numpy(a).to(self.device) for a in (page, offset)))
 
     def view(self, rows: int) -> View:
         most = int(self.held[:rows].max(initial=1))
-        arrays = self.owner[: self.used], self.start[: self.used], self.table[:rows, :most].ravel()
+        table, first = self.table[:rows, :most].ravel(), np.arange(rows) * most
+        arrays = self.owner[: self.used], self.start[: self.used], table, first
         return View(*(torch.from_numpy(a).to(self.device) for a in arrays))
