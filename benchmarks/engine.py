@@ -8,7 +8,7 @@ own added to the response. In every round, in turn:
 (a) transformers `generate()`, one trial at a time, behind a hook (on every 16th trial: it is slow)
 (b) transformers `generate()` on left-padded batches of 64 in the order given, behind a hook with a
     direction per row; and the same sorted by length, so that little of a batch is padding
-(c) vLLM, unsteered, seeded per trial, if it is installed
+(c) vLLM, unsteered, a seed per trial, if it is installed
 (d) this engine, and this engine on the transformers forward
 (e) this engine unsteered, with 26 latents clamped, with 26 watched, and with added ones
 
@@ -116,8 +116,7 @@ class Peers:
         return sum(self.generate(trials[i : i + size]) for i in range(0, len(trials), size))
 
 
-def vllm_rates(subject: Subject, trials: Sequence[Trial], rounds: int) -> list[float]:
-    """Tokens per second of the clock."""
+def vllm_run(subject: Subject, trials: Sequence[Trial]) -> Callable[[], int]:
     from vllm import LLM, SamplingParams
 
     llm = LLM(
@@ -139,13 +138,12 @@ def vllm_rates(subject: Subject, trials: Sequence[Trial], rounds: int) -> list[f
         )
         for t in trials
     ]
-    rates = []
-    for _ in range(rounds):
-        start = time.perf_counter()
+
+    def run() -> int:
         done = llm.generate(prompts, settings, use_tqdm=False)
-        seconds = time.perf_counter() - start
-        rates.append(sum(len(d.outputs[0].token_ids) for d in done) / seconds)
-    return rates
+        return sum(len(d.outputs[0].token_ids) for d in done)
+
+    return run
 
 
 def load(subject: Subject, backend: str) -> HFEngine:
@@ -209,18 +207,20 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     subject = common.subject(options.model, scratch)
     engine = load(subject, "auto")
     timed = variants(subject, engine, options.trials, peers=not options.own)
-    for run in timed.values():
-        if options.warm:
-            run()
-    rates = common.interleave(timed, options.rounds, clock)
     notes = []
     if options.own:
         notes.append("(a), (b), (c): left out by --own")
     elif importlib.util.find_spec("vllm") is None:
         notes.append("(c) vLLM is not installed here: not measured")
+    elif not options.wall:
+        notes.append("(c) vLLM works in processes of its own: measured with --wall only")
     else:
-        trials = common.trials(subject, options.trials, common.unsteered)
-        rates["vllm"] = vllm_rates(subject, trials, options.rounds)
+        plain = common.trials(subject, options.trials, common.unsteered)
+        timed["vllm"] = vllm_run(subject, plain)
+    for run in timed.values():
+        if options.warm:
+            run()
+    rates = common.interleave(timed, options.rounds, clock)
     found: dict[str, Any] = {
         "machine": common.machine(),
         "clock": "wall" if options.wall else "processor",

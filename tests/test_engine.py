@@ -492,9 +492,7 @@ def test_an_abandoned_iterator_leaves_no_hook(folder: Path) -> None:
     iterator = e.generate(varied(6))
     next(iterator)
     del iterator
-    assert [
-        len(m._forward_hooks) + len(m._forward_pre_hooks) for m in e.model.modules()
-    ] == before
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in e.model.modules()] == before
     want = run(engine(folder, backend="transformers"), varied(6))
     assert run(e, varied(6)) == want
 
