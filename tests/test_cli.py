@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import models
 import pytest
+import torch
 from runs import small
 
 from steerback import protocols
@@ -148,6 +150,50 @@ def test_a_mistake_in_a_configuration_names_its_line(
     assert code == 2
     assert says in complaint
     assert str(file) in complaint
+    assert len(complaint.strip().splitlines()) == 1
+
+
+class Calls:
+    """Calls a function when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return (print, ("unpickled",))
+
+
+def test_files_that_cannot_be_trusted_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "corrupt.npz").write_bytes(b"PK, and nothing more")
+    torch.save({"encoder_linear.weight": Calls()}, tmp_path / "pickle.pt")
+    models.sae(tmp_path / "cut", models.sae_weights())
+    weights = tmp_path / "cut" / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:999])
+    (tmp_path / "empty").mkdir()
+    for name, says in (
+        ("corrupt.npz", "not a whole npz file"),
+        ("pickle.pt", "refused: it is a pickle"),
+        ("cut", "not a whole safetensors file"),
+        ("empty", "no SAE format recognised"),
+        ("absent", "absent"),
+    ):
+        words = (*STEER, "--latent", "1", "--layer", "2", "--sae", str(tmp_path / name))
+        code, text, complaint = call(capsys, *words)
+        assert (code, text) == (2, "")
+        assert says in complaint
+        assert len(complaint.strip().splitlines()) == 1
+
+
+def test_a_model_without_a_chat_template_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, sae = tmp_path / "model", tmp_path / "sae"
+    models.build("llama").save_pretrained(model)
+    models.tokenizer(template=None).save_pretrained(model)
+    models.sae(sae, models.sae_weights())
+    words = ["steer", str(model), "Why?", "--sae", str(sae), "--layer", "2", "--latent", "3"]
+    code, _, complaint = call(capsys, *words, "--strength", "5")
+    assert code == 2
+    assert "has no chat template" in complaint
     assert len(complaint.strip().splitlines()) == 1
 
 

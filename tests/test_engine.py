@@ -450,8 +450,13 @@ def test_templates_that_are_missing_or_refuse_a_role() -> None:
     with pytest.raises(UserError, match="no chat template"):
         chat.encode_prompt(bare, [Message("user", "a")])
     strict = models.tokenizer(template=models.NO_SYSTEM)
-    with pytest.raises(UserError, match="System role not supported"):
-        chat.encode_prompt(strict, [Message("system", "be kind"), Message("user", "a")])
+    turns = (Message("system", "be kind"), Message("user", "a"))
+    with pytest.raises(UserError, match="System role not supported") as caught:
+        chat.encode_prompt(strict, turns)
+    e = HFEngine(models.build("llama"), strict, name="strict")
+    with pytest.raises(UserError, match="user message instead"):
+        e.generate([replace(trial("a"), messages=turns)])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "plain", "naïve — 日本語 🙂🙂 end", "a\n\n b"])

@@ -127,7 +127,7 @@ def test_logits_depend_on_the_trial_alone(
 ) -> None:
     """Alone, in threes, 17 and 64 at once, shuffled, others leaving early: the same bits."""
     e, trials = subject(folder, kind, backend)
-    if not e.backend.block.exact:
+    if not e.block.exact:
         pytest.skip("no number of rows is exact for this model on this machine")
     chosen = trials[::9]
     alone: dict[str, Tensor] = {}

@@ -34,7 +34,7 @@ class Check:
 def checks() -> list[Check]:
     found = [_required(p) for p in ("steerback", "torch", "transformers", "safetensors")]
     found += [_extra(package, *why) for package, why in EXTRAS.items()]
-    found += [_accelerator(), _disk()]
+    found += [_accelerator(), _batches(), _disk()]
     found += [_token(name, use) for name, use in TOKENS.items()]
     names = organism.names()
     found.append(Check("organisms", ", ".join(names) or "none", bool(names)))
@@ -69,6 +69,23 @@ def _accelerator() -> Check:
         return Check("GPU", f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB", True)
     threads = torch.get_num_threads()
     return Check("GPU", f"none; CPU with {threads} threads (enough for the organisms)", True)
+
+
+def _batches() -> Check:
+    """Whether a trial's bits can be the same in any batch; measured on products of common widths."""
+    import torch
+
+    from steerback.engine import exact
+
+    widths = [(128, 512), (512, 2048), (2048, 512)]
+    products = [exact.linear(torch.randn(columns, width)) for width, columns in widths]
+    block = exact.measure(products, torch.device("cpu"), torch.float32)
+    threads = torch.get_num_threads()
+    if block.exact:
+        found = f"bit for bit in any batch, measured up to width 2048 with {threads} threads"
+        return Check("float32 on the CPU", found, True)
+    found = f"the same up to rounding in any batch, with {threads} threads at width 2048"
+    return Check("float32 on the CPU", found, False, "OMP_NUM_THREADS=1 makes it bit for bit")
 
 
 def _disk() -> Check:

@@ -18,6 +18,7 @@ from steerback import chat, steer
 from steerback.engine import reading
 from steerback.engine.base import Backend, Pair, Pool, Progress, Reading, Site, Watch
 from steerback.engine.decoding import Decoding, Finished
+from steerback.engine.exact import Block
 from steerback.engine.fused import FusedDecoder, supports
 from steerback.engine.hooked import HookedModel, hooked
 from steerback.engine.loading import placement
@@ -107,6 +108,12 @@ class HFEngine:
                 f"device {device!r} cannot be used: {first}; try --device cpu"
             ) from None
         return cls(model, tokenizer, name=name or str(path), **settings)
+
+    @property
+    def block(self) -> Block:
+        """Rows that every product of a step has a multiple of, and whether that makes a trial's bits
+        the same in any batch on this machine."""
+        return self.backend.block
 
     # --- sources ------------------------------------------------------------------------------
 
