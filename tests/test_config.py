@@ -199,7 +199,8 @@ def test_an_unknown_preset_has_neighbours() -> None:
             'name = "mine"',
             'name = "mine"\nzzz = 1\nsede = 3',
             "run.toml:3: unknown key zzz; known: calibration, directions, folder, judge, judging, "
-            "model, name, prompts, protocols, sae, sampling, seed, settings (and 1 more)",
+            "model, name, profile, prompts, protocols, published, sae, sampling, seed, settings, "
+            "switches (and 1 more)",
         ),
         (
             "upper = 50.0",

@@ -12,7 +12,7 @@ tells the scores; many directions advance together, one batch per round:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -103,10 +103,13 @@ def calibration_key(
     fresh: int,
     settings: SearchSettings,
     seed: int,
+    variant: Sequence[str] = (),
 ) -> str:
     """Hash of all that a calibration depends on. `model` and `prompts` should be content hashes."""
+    ways = {"variant": list(variant)} if variant else {}
     return stable_hash(
         {
+            **ways,
             "rules": RULES,
             "direction": [direction, layer, unit, positions],
             "model": model,

@@ -10,6 +10,10 @@ from jinja2.exceptions import TemplateError
 from steerback.errors import UserError
 from steerback.types import Message
 
+DATE = "26 Jul 2024"
+"""What a template that tells the date (Llama 3) says, so that a prompt is the same every day; it is
+the date that Llama 3.1's own template falls back on."""
+
 Tokenizer = Any
 """A transformers tokenizer (its classes have no common static type)."""
 
@@ -27,7 +31,9 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
             "`chat_template` in its tokenizer_config.json"
         )
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, date_string=DATE
+        )
     except TemplateError as error:
         roles = ", ".join(m.role for m in messages)
         raise UserError(

@@ -20,6 +20,7 @@ from steerback.errors import UserError, nearest
 from steerback.mappings import merge
 from steerback.memory import Quantize
 from steerback.search import Method, SearchSettings
+from steerback.switches import ANY_MODEL, IN_ENGINE, Switch, in_force
 from steerback.tomlfile import Document, Table
 from steerback.types import Sampling, Unit
 
@@ -212,6 +213,17 @@ class JudgingConfig(Table):
     connections: int = Field(default=8, ge=1, description="Calls to a provider at the same time.")
 
 
+class PublishedConfig(Table):
+    switches: list[Switch] = Field(
+        default=list(ANY_MODEL),
+        description="The ways in which the published code runs this model otherwise than the paper "
+        "says; profile = published-code puts them in force, and the protocol fidelity tries them.",
+    )
+    repetition_penalty: float = Field(
+        default=1.1, gt=0, description="Repetition penalty that the published code sets."
+    )
+
+
 class RunConfig(Table):
     """One run, resolved: every value that was not given has its default."""
 
@@ -220,6 +232,14 @@ class RunConfig(Table):
         default="", description="Folder of the results; runs/ and the run's name if it is empty."
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="All randomness follows from it.")
+    profile: Literal["clean", "published-code"] = Field(
+        default="clean",
+        description="clean: as the paper says. published-code: with every way in which the published "
+        "code differs for this model (docs/protocols/fidelity.md).",
+    )
+    switches: list[Switch] = Field(
+        default=[], description="Single ways of the published code that are put in force."
+    )
     protocols: list[str] = Field(
         default=["baseline", "esr"], min_length=1, description="What to run."
     )
@@ -244,6 +264,9 @@ class RunConfig(Table):
     )
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="How tokens are drawn.")
     calibration: CalibrationConfig = Field(description="How strengths are found.")
+    published: PublishedConfig = Field(
+        default=PublishedConfig(), description="What the published code does otherwise."
+    )
     settings: dict[str, dict[str, Any]] = Field(
         default={}, description="One table per protocol, with its own settings."
     )
@@ -257,6 +280,38 @@ class RunConfig(Table):
     def readout_layer(self) -> int:
         """0-based layer whose output is read."""
         return self.sae.layer if self.model.readout_layer is None else self.model.readout_layer
+
+    @property
+    def in_force(self) -> tuple[Switch, ...]:
+        """The ways of the published code that this run is made in."""
+        return in_force(self.model_dump(include={"profile", "switches", "published"}))
+
+    @property
+    def variant(self) -> tuple[str, ...]:
+        """Those that the engine carries out: the variant of every trial."""
+        return tuple(s for s in self.in_force if s in IN_ENGINE)
+
+    @property
+    def positions(self) -> str:
+        """Tokens that are steered."""
+        return "all" if "steered-prompt" in self.in_force else "generated"
+
+    @property
+    def relevance(self) -> Literal["top-100", "zero", "none"]:
+        """The rule by which latents are left out."""
+        return "zero" if "zero-relevance" in self.in_force else self.directions.relevance
+
+    def drawing(self, calibrating: bool = False) -> Sampling:
+        """How the tokens of a trial are drawn; `calibrating`: of one that finds a strength."""
+        drawn = self.sampling.record()
+        if "code-penalty" in self.in_force:
+            drawn = replace(drawn, repetition_penalty=self.published.repetition_penalty)
+        return halved(drawn) if calibrating and "half-calibration" in self.in_force else drawn
+
+
+def halved(sampling: Sampling) -> Sampling:
+    """The same for responses of half the length, as the published code calibrates."""
+    return replace(sampling, max_new_tokens=max(1, sampling.max_new_tokens // 2))
 
 
 # Presets

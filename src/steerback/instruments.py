@@ -10,13 +10,17 @@ import torch
 from numpy.typing import NDArray
 
 from steerback import chat
+from steerback.config import PublishedConfig
+from steerback.engine import variants
 from steerback.engine.base import Pair
 from steerback.errors import UserError
 from steerback.lab import SOURCE, Lab
-from steerback.latents import relevant
-from steerback.preparation import prompt_pair
+from steerback.latents import Relevance, relevant
+from steerback.preparation import prompt_pair, strengths_at_half_length
+from steerback.protocols.base import Direction
 from steerback.protocols.bench import Floats, Pooling, Text
 from steerback.records import Record, Records
+from steerback.switches import Switch
 from steerback.types import Generation, Trace, Trial
 
 CHUNK = 128
@@ -109,14 +113,37 @@ class Instruments:
         return best
 
     def relevant(self, questions: Sequence[str], latents: Sequence[int]) -> NDArray[np.bool_]:
-        wanted = self._lab.config.directions
-        if wanted.indices or wanted.relevance == "none":
+        config = self._lab.config
+        if config.directions.indices or config.relevance == "none":
             return np.zeros((len(questions), len(latents)), np.bool_)
+        return self._relevant(questions, latents, config.relevance)
+
+    def active(self, questions: Sequence[str], latents: Sequence[int]) -> NDArray[np.bool_]:
+        return self._relevant(questions, latents, "zero")
+
+    def _relevant(
+        self, questions: Sequence[str], latents: Sequence[int], rule: Relevance
+    ) -> NDArray[np.bool_]:
         prompts = [prompt_pair(self._lab, q) for q in questions]
         activations = self.read(
             [Text(p.prompt_ids, p.response_ids) for p in prompts], layer=self.readout_layer
         )
-        return relevant(activations, wanted.relevance)[:, list(latents)]
+        return relevant(activations, rule)[:, list(latents)]
+
+    @property
+    def published(self) -> PublishedConfig:
+        return self._lab.config.published
+
+    @property
+    def in_force(self) -> tuple[Switch, ...]:
+        return self._lab.config.in_force
+
+    def check_variant(self, variant: Sequence[str]) -> None:
+        engine = self._lab.engine
+        variants.check(engine.hooked, engine.tokenizer, variant)
+
+    def strengths_at_half_length(self, directions: Sequence[Direction]) -> dict[str, float]:
+        return strengths_at_half_length(self._lab, directions)
 
     def encode(self, text: str) -> tuple[int, ...]:
         return self._lab.engine.encode(text)

@@ -222,8 +222,9 @@ def refuse_impossible(config: RunConfig, engine: HFEngine, questions: Sequence[s
                 model=config.model.name,
                 question=question,
                 messages=(Message("user", question),),
-                sampling=config.sampling.record(),
+                sampling=config.drawing(),
                 seed=0,
+                variant=config.variant,
             )
         )
 
@@ -247,6 +248,7 @@ def load_engine(config: RunConfig, slots: int) -> tuple[HFEngine, dict[str, str]
         device_map=config.model.device_map,
         sources={SOURCE: sae},
         slots=slots,
+        variant=config.variant,
     )
     return engine, {
         "model_hash": fingerprint(model, engine.model),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from steerback import latents
 from steerback.calibrate import Calibrator, Outcome, PromptPlan, calibration_key
+from steerback.config import halved
 from steerback.engine.base import Pair
 from steerback.judge.registry import make_rater
 from steerback.lab import SOURCE, Lab
 from steerback.latents import Chosen
 from steerback.protocols.base import Direction, Inputs
-from steerback.types import Message, Trial, stable_hash
+from steerback.types import Intervention, Message, Sampling, Trial, stable_hash
 
 NORM_QUESTIONS = 32
 """Questions whose unsteered answers tell the residual norm and which latents are alive."""
@@ -30,8 +32,9 @@ def prepare(lab: Lab) -> Inputs:
         seed=lab.config.seed,
         questions=lab.questions,
         directions=tuple(directions),
-        sampling=lab.config.sampling.record(),
+        sampling=lab.config.drawing(),
         prompts=lab.config.prompts,
+        variant=lab.config.variant,
     )
 
 
@@ -74,7 +77,7 @@ def _given(lab: Lab) -> tuple[list[Chosen], latents.Funnel]:
 def _drawn(lab: Lab) -> tuple[list[Chosen], latents.Funnel]:
     wanted = lab.config.directions
     rules = latents.Rules(
-        wanted.count, wanted.concreteness_min, wanted.relevance, wanted.scope, lab.config.seed
+        wanted.count, wanted.concreteness_min, lab.config.relevance, wanted.scope, lab.config.seed
     )
     prompts = _activations(lab, [prompt_pair(lab, q) for q in lab.questions])
     answers = _activations(lab, lab.engine.answers(lab.questions[:NORM_QUESTIONS]))
@@ -111,6 +114,7 @@ def _direction(lab: Lab, chosen: Chosen) -> Direction:
         unit=lab.config.calibration.unit,
         label=chosen.label,
         skip=frozenset(chosen.skip),
+        positions=lab.config.positions,
     )
 
 
@@ -119,13 +123,15 @@ def _direction(lab: Lab, chosen: Chosen) -> Direction:
 
 def calibrate(lab: Lab, directions: Sequence[Direction]) -> list[Direction]:
     """Directions with their strengths, without those that cannot reach the target."""
-    keys = {d.id: _key(lab, d) for d in directions}
+    sampling = lab.config.drawing(calibrating=True)
+    keys = {d.id: _key(lab, d, sampling) for d in directions}
     open_ones = [d for d in directions if lab.store.get_calibration(keys[d.id]) is None]
     if open_ones:
-        _search(lab, open_ones, keys)
+        lab.ui.stage(f"finding the strength of {len(open_ones)} directions")
+        _remember(lab, *_search(lab, open_ones, keys, sampling))
     found = [(d, lab.store.get_calibration(keys[d.id])) for d in directions]
     reached = [
-        Direction(d.source, d.index, d.layer, d.unit, d.label, c.strength, c.posterior_sd, d.skip)
+        replace(d, strength=c.strength, sd=c.posterior_sd)
         for d, c in found
         if c is not None and c.reached
     ]
@@ -137,27 +143,46 @@ def calibrate(lab: Lab, directions: Sequence[Direction]) -> list[Direction]:
     return reached
 
 
-def _key(lab: Lab, d: Direction) -> str:
+def strengths_at_half_length(lab: Lab, directions: Sequence[Direction]) -> dict[str, float]:
+    """Strength by direction as the published code finds it, on responses of half the length; those
+    that cannot reach the target are left out. Its trials are stored, its calibrations are not: a
+    resume finds the same from the trials."""
+    sampling = halved(lab.config.drawing())
+    keys = {d.id: _key(lab, d, sampling) for d in directions}
+    lab.ui.stage(f"finding the strength of {len(directions)} directions at half length")
+    _, outcomes = _search(lab, directions, keys, sampling, "half length, ")
+    return {i: c.strength for i, (c, _) in outcomes.items() if c.reached}
+
+
+def _key(lab: Lab, d: Direction, sampling: Sampling) -> str:
     settings = lab.config.calibration
     allowed = [q for q in lab.questions if q not in d.skip]
     return calibration_key(
         direction=d.id,
         layer=d.layer,
         unit=d.unit,
-        positions="generated",
+        positions=d.positions,
         model=lab.config.model.name,
         judge=lab.judge.name,
-        sampling=lab.config.sampling.record(),
+        sampling=sampling,
         prompts=stable_hash(allowed),
         prompts_per_round=settings.prompts_per_round,
         fresh=settings.fresh,
         settings=settings.settings(),
         seed=lab.config.seed,
+        variant=lab.config.variant,
     )
 
 
-def _search(lab: Lab, directions: Sequence[Direction], keys: dict[str, str]) -> None:
-    """All directions together, one batch of trials a round; then fresh trials at each strength."""
+def _search(
+    lab: Lab,
+    directions: Sequence[Direction],
+    keys: dict[str, str],
+    sampling: Sampling,
+    prefix: str = "",
+) -> tuple[Calibrator, dict[str, Outcome]]:
+    """All directions together, one batch of trials a round; then fresh trials at each strength.
+    `prefix` begins the arms' names."""
     settings = lab.config.calibration
     by_id = {d.id: d for d in directions}
     allowed = {d.id: [q for q in lab.questions if q not in d.skip] for d in directions}
@@ -168,14 +193,17 @@ def _search(lab: Lab, directions: Sequence[Direction], keys: dict[str, str]) -> 
         strengths: dict[str, float], draws: dict[str, list[tuple[int, int]]], arm: str
     ) -> Any:
         trials = {
-            i: [_trial(lab, by_id[i], strength, allowed[i][q], seed, arm) for q, seed in draws[i]]
+            i: [
+                _trial(lab, by_id[i].add(strength), allowed[i][q], seed, prefix + arm, sampling)
+                for q, seed in draws[i]
+            ]
             for i, strength in strengths.items()
         }
-        lab.execute([t for each in trials.values() for t in each], f"calibration, {arm}")
+        every = [t for each in trials.values() for t in each]
+        lab.execute(every, f"calibration, {prefix}{arm}")
         return {i: [lab.first_score(t) for t in each] for i, each in trials.items()}
 
     number = 0
-    lab.ui.stage(f"finding the strength of {len(directions)} directions")
     while strengths := calibrator.ask():
         draws = {i: plans[i].round(number, settings.prompts_per_round) for i in strengths}
         calibrator.tell(score(strengths, draws, f"round {number + 1}"))
@@ -183,7 +211,7 @@ def _search(lab: Lab, directions: Sequence[Direction], keys: dict[str, str]) -> 
     strengths = calibrator.verify()
     fresh = score(strengths, {i: plans[i].fresh(settings.fresh) for i in strengths}, "fresh")
     outcomes = {i: calibrator.conclude(i, fresh.get(i, []), keys[i]) for i in by_id}
-    _remember(lab, calibrator, outcomes)
+    return calibrator, outcomes
 
 
 def _remember(lab: Lab, calibrator: Calibrator, outcomes: dict[str, Outcome]) -> None:
@@ -196,7 +224,7 @@ def _remember(lab: Lab, calibrator: Calibrator, outcomes: dict[str, Outcome]) ->
 
 
 def _trial(
-    lab: Lab, direction: Direction, strength: float, question: str, seed: int, arm: str
+    lab: Lab, add: Intervention, question: str, seed: int, arm: str, sampling: Sampling
 ) -> Trial:
     return Trial(
         protocol="calibration",
@@ -204,7 +232,8 @@ def _trial(
         model=lab.config.model.name,
         question=question,
         messages=(Message("user", question),),
-        sampling=lab.config.sampling.record(),
+        sampling=sampling,
         seed=seed,
-        interventions=(direction.add(strength),),
+        interventions=(add,),
+        variant=lab.config.variant,
     )

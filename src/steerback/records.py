@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from steerback.judge.base import judges_whole
 from steerback.stats import Outcome, Summary, outcome, summarise
 from steerback.store import Store
-from steerback.types import Generation, Trial, Verdict, stable_hash
+from steerback.types import COPY, Generation, Trial, Verdict, stable_hash
 
 
 class Record(NamedTuple):
@@ -19,10 +19,6 @@ class Record(NamedTuple):
     generation: Generation
     verdict: Verdict
     outcome: Outcome
-
-
-COPY = "copy "
-"""Begins the variant of a trial that stands in an imported file more than once."""
 
 
 def pair_name(trial: Trial) -> str:

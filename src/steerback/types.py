@@ -128,6 +128,10 @@ class Message:
     content: str
 
 
+COPY = "copy "
+"""Begins the variant of a trial that stands in an imported file more than once."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """One generation to make, and all that determines it."""

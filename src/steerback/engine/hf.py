@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from steerback import chat, steer
-from steerback.engine import reading
+from steerback.engine import reading, variants
 from steerback.engine.base import Backend, Pair, Pool, Progress, Reading, Site, Watch
 from steerback.engine.decoding import Decoding, Finished
 from steerback.engine.exact import Block
@@ -49,6 +49,7 @@ class HFEngine:
         sources: Mapping[str, Source] | None = None,
         slots: int = DEFAULT_SLOTS,
         backend: str = "auto",
+        variant: Sequence[str] = (),
     ) -> None:
         if slots < 1:
             raise UserError(f"slots is {slots}; it must be 1 or more")
@@ -59,6 +60,11 @@ class HFEngine:
         self.hooked = HookedModel(model)
         _check_layers(self.hooked)
         self.backend = _choose(self.hooked, model, backend)
+        variants.check(self.hooked, tokenizer, variant)
+        self.variant = tuple(variant)
+        """Ways of the published code (engine/variants.py) in which readouts and answers are made; for
+        trials it is what they say."""
+        self._at_mlp: HookedModel | None = None
         self.sources: dict[str, Source] = {}
         self.norms: dict[int, float] = {}
         self.packer = steer.Packer(
@@ -144,7 +150,16 @@ class HFEngine:
         """Unsteered greedy answers of at most 64 tokens, in the order of the questions."""
         sampling = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=NORM_TOKENS)
         trials = [
-            Trial("answer", "", self.name, q, (Message("user", q),), sampling, seed=0)
+            Trial(
+                "answer",
+                "",
+                self.name,
+                q,
+                (Message("user", q),),
+                sampling,
+                seed=0,
+                variant=self.variant,
+            )
             for q in questions
         ]
         found = {g.trial_key: g for g in self.generate(trials)}
@@ -178,28 +193,50 @@ class HFEngine:
         listener: Callable[[Trial, int], None] | None,
     ) -> Iterator[Generation]:
         start, tokens, done, total = time.perf_counter(), 0, 0, len(jobs)
-        while jobs:
-            run = self._decoding(jobs, watch, listener)
-            jobs = []
-            try:
-                for finished in _inference(run.steps()):
-                    for one in finished:
-                        done, tokens = done + 1, tokens + len(one[1])
-                        yield self._generation(one, watch)
-                    if progress is not None and finished:
-                        seconds = time.perf_counter() - start
-                        progress(Progress(done, total, tokens, seconds))
-            except torch.OutOfMemoryError:
-                jobs, used = run.unfinished(), run.slots
-                del run  # and its cache
-                self._halve_slots(used)
+        for finished in self._every_variant(jobs, watch, listener):
+            for one in finished:
+                done, tokens = done + 1, tokens + len(one[1])
+                yield self._generation(one, watch)
+            if progress is not None and finished:
+                seconds = time.perf_counter() - start
+                progress(Progress(done, total, tokens, seconds))
+
+    def _every_variant(
+        self, jobs: list[Job], watch: Watch | None, listener: Callable[[Trial, int], None] | None
+    ) -> Iterator[list[Finished]]:
+        """Trials of one variant share weights and sites; the variants come one after another. Nothing
+        else may use the model meanwhile, for its weights may be a variant's."""
+        groups: dict[tuple[str, ...], list[Job]] = {}
+        for job in jobs:
+            groups.setdefault(job.trial.variant, []).append(job)
+        for variant, left in groups.items():
+            with variants.in_force(self.hooked, variant):
+                while left:
+                    run = self._decoding(left, watch, listener, self._backend_of(variant))
+                    left = []
+                    try:
+                        yield from _inference(run.steps())
+                    except torch.OutOfMemoryError:
+                        left, used = run.unfinished(), run.slots
+                        del run  # and its cache
+                        self._halve_slots(used)
+
+    def _backend_of(self, variant: Sequence[str]) -> Backend:
+        if variants.MLP_SITE not in variant:
+            return self.backend
+        self._at_mlp = self._at_mlp or variants.at_mlp(self.hooked)
+        return self._at_mlp
 
     def _decoding(
-        self, jobs: list[Job], watch: Watch | None, listener: Callable[[Trial, int], None] | None
+        self,
+        jobs: list[Job],
+        watch: Watch | None,
+        listener: Callable[[Trial, int], None] | None,
+        backend: Backend,
     ) -> Decoding:
         tell = None if listener is None else (lambda job, token: listener(job.trial, token))
         return Decoding(
-            self.backend,
+            backend,
             self.packer,
             jobs,
             slots=self.slots,
@@ -223,7 +260,9 @@ class HFEngine:
     def _job(self, order: int, trial: Trial) -> Job:
         for i in trial.interventions:
             self.check_layer(i.layer, f"intervention on {i.source}:{i.index}")
+        variants.check(self.hooked, self.tokenizer, trial.variant)
         prompt = chat.encode_prompt(self.tokenizer, trial.messages)
+        prompt = variants.prompt_ids(self.tokenizer, prompt, trial.variant)
         prefill = chat.encode_text(self.tokenizer, trial.prefill)
         job = Job(trial, order, prompt + prefill, len(prefill))
         if job.room > self.backend.context:
@@ -288,15 +327,16 @@ class HFEngine:
         """See `Engine.read`: activations on the stream that leaves `layer`, after its edits."""
         self.check_layer(layer, f"reading {source}")
         self.packer.check([p.interventions for p in pairs])
-        return reading.read(
-            self.backend,
-            self.packer,
-            pairs,
-            source=self.packer.source(source),
-            layer=layer,
-            latents=latents,
-            pool=pool,
-        )
+        with variants.in_force(self.hooked, self.variant):
+            return reading.read(
+                self._backend_of(self.variant),
+                self.packer,
+                pairs,
+                source=self.packer.source(source),
+                layer=layer,
+                latents=latents,
+                pool=pool,
+            )
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a piece of a response."""

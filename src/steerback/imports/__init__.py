@@ -12,9 +12,8 @@ from typing import Any
 from steerback.errors import UserError
 from steerback.imports.files import ResultFile, Row, read_results
 from steerback.imports.trials import convert
-from steerback.records import COPY
 from steerback.store import Store
-from steerback.types import Generation, Trial, Verdict
+from steerback.types import COPY, Generation, Trial, Verdict
 
 ARTIFACT = "imported"
 

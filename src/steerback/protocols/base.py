@@ -33,14 +33,17 @@ class Direction:
     """Posterior sd of the strength."""
     skip: frozenset[str] = frozenset()
     """Questions that it has to do with: never paired with them."""
+    positions: str = "generated"
+    """Where it is added, if a protocol does not say otherwise."""
 
     @property
     def id(self) -> str:
         return f"{self.source}:{self.index}"
 
-    def add(self, strength: float | None = None, positions: str = "generated") -> Intervention:
+    def add(self, strength: float | None = None, positions: str = "") -> Intervention:
         value = self.strength if strength is None else strength
-        return Intervention("add", self.source, self.index, value, self.layer, self.unit, positions)
+        where = positions or self.positions
+        return Intervention("add", self.source, self.index, value, self.layer, self.unit, where)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Inputs:
     sampling: Sampling
     prompts: str = ""
     """Spec that the questions were loaded from."""
+    variant: tuple[str, ...] = ()
+    """Ways of the published code that the run is made in (`Trial.variant`)."""
     found: Mapping[str, Any] = field(default_factory=dict)
     """What protocols found before they could plan (see `Staged`), by their names."""
 
@@ -197,4 +202,5 @@ def trial(
         seed=cell.seed,
         interventions=tuple(interventions),
         prefill=prefill,
+        variant=inputs.variant,
     )

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from typing import Protocol as Interface
 
 import numpy as np
 from numpy.typing import NDArray
 
+from steerback.config import PublishedConfig
 from steerback.records import Record, Records
+from steerback.switches import Switch
 from steerback.types import Generation, Intervention, Trial
+
+if TYPE_CHECKING:
+    from steerback.protocols.base import Direction
 
 Floats = NDArray[np.float32]
 Pooling = Literal["max", "mean", "active"]
@@ -92,6 +97,29 @@ class Bench(Interface):
 
     def relevant(self, questions: Sequence[str], latents: Sequence[int]) -> NDArray[np.bool_]:
         """[questions, latents]: which have to do with which, by the rule the run chose latents by."""
+        ...
+
+    def active(self, questions: Sequence[str], latents: Sequence[int]) -> NDArray[np.bool_]:
+        """[questions, latents]: which fire at all on which prompts (the published code's rule)."""
+        ...
+
+    @property
+    def published(self) -> PublishedConfig:
+        """What the published code does otherwise with this model."""
+        ...
+
+    @property
+    def in_force(self) -> tuple[Switch, ...]:
+        """The ways of the published code that the run is made in."""
+        ...
+
+    def check_variant(self, variant: Sequence[str]) -> None:
+        """Raises UserError for a `Trial.variant` that the model does not have."""
+        ...
+
+    def strengths_at_half_length(self, directions: Sequence[Direction]) -> dict[str, float]:
+        """Strength by direction that a search over responses of half the length finds; those that
+        cannot reach the target are left out."""
         ...
 
     def encode(self, text: str) -> tuple[int, ...]:

@@ -32,7 +32,8 @@ def clamps(inputs: Inputs, latents: Sequence[int], add: Intervention) -> list[In
     after = inputs.found["matching"].get("clamp") == "after"
     kind: Kind = "clamp-after" if after else "clamp"
     held = [k for k in latents if not (after and k == add.index)]
-    return [Intervention(kind, add.source, k, 0.0, add.layer) for k in held]
+    where = "all" if add.positions == "all" else "generated"
+    return [Intervention(kind, add.source, k, 0.0, add.layer, positions=where) for k in held]
 
 
 def contrasts(arms: Mapping[str, Sequence[Outcome]], base: str, sample: str = "") -> list[Contrast]:

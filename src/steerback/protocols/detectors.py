@@ -151,6 +151,7 @@ def _trials(inputs: Inputs, questions: Sequence[str], arm: str) -> list[Trial]:
             messages=(Message("user", q),),
             sampling=inputs.sampling,
             seed=derive_seed(inputs.seed, "detectors", q),
+            variant=inputs.variant,
         )
         for q in questions
     ]

@@ -71,6 +71,7 @@ class PrefillAblation:
                 seed=text["seed"],
                 interventions=tuple(Intervention("clamp", source, k, 0.0, layer) for k in latents),
                 prefill=text["text"],
+                variant=inputs.variant,
             )
             for arm, latents in arms.items()
             for text in inputs.found[self.name]

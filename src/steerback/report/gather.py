@@ -17,6 +17,7 @@ from steerback.report.numbers import check_judge, known_protocols
 from steerback.report.strengths import Strength, strengths
 from steerback.stats import Outcome
 from steerback.store import Session, Store
+from steerback.switches import in_force
 from steerback.types import Generation, Trial, Verdict
 
 HEADLINE = ("baseline", "esr")
@@ -95,6 +96,22 @@ class Run:
     def method(self) -> str:
         """Name of the search for strengths."""
         return str(self.config.get("calibration", {}).get("method", "search"))
+
+    @property
+    def layers(self) -> str:
+        """Which layer the SAE was trained on, and which is steered."""
+        model, sae = self.config.get("model"), self.config.get("sae")
+        if not model or not sae:
+            return "not recorded"
+        return f"SAE of {sae['layer']}, steered at {model['steer_layer']}"
+
+    @property
+    def ways(self) -> str:
+        """Ways of the published code that the run was made in."""
+        if not self.config:
+            return "not recorded"
+        ways = in_force(self.config)
+        return ", ".join(ways) or "none"
 
     @property
     def sampling(self) -> str:

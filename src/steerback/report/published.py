@@ -30,6 +30,9 @@ class Source(_Strict):
     sampling: str
     strength: str
     interval: str
+    layers: str = "not stated"
+    ways: str = "not stated"
+    """In which the code differs from the paper (switches.py)."""
 
 
 class Figure(_Strict):
