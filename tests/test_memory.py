@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import models
@@ -42,14 +40,6 @@ def live() -> dict[int, int]:
     return {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}
 
 
-@contextmanager
-def measured() -> Iterator[list[int]]:
-    """Bytes that came alive in the block and are alive at its end."""
-    before, found = live(), list[int]()
-    yield found
-    found.append(sum(n for at, n in live().items() if before.get(at) != n))
-
-
 @pytest.mark.parametrize("repository", REPOSITORIES)
 def test_parameters_are_those_of_the_model(repository: str) -> None:
     fields = dict(architecture(repository) or {})
@@ -70,21 +60,21 @@ def test_parameters_are_those_of_the_model(repository: str) -> None:
 def test_the_estimate_is_within_a_tenth_of_what_is_held(
     kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights and cache once trials have run: what stands for the whole of a run."""
+    """All that a run keeps: weights, cache, and the state of its rows, while trials are generated."""
     monkeypatch.setattr("steerback.engine.hf._disagreement", lambda *_: 0.0)  # noise in bfloat16
-    with measured() as found:
-        engine = HFEngine(
-            models.build(kind).to(dtype),
-            models.tokenizer(),
-            name=kind,
-            slots=SLOTS,
-            backend="fused",
-        )
-        question = "x" * (TOKENS - 24 - len(engine.encode_prompt(trial("").messages)))
-        trials = [
-            trial(question, seed=n, sampling=Sampling(max_new_tokens=24)) for n in range(SLOTS)
-        ]
-        run(engine, trials)
+    before = live()
+    engine = HFEngine(
+        models.build(kind).to(dtype), models.tokenizer(), name=kind, slots=SLOTS, backend="fused"
+    )
+    question = "x" * (TOKENS - 24 - len(engine.encode_prompt(trial("").messages)))
+    trials = [trial(question, seed=n, sampling=Sampling(max_new_tokens=24)) for n in range(SLOTS)]
+    held: list[int] = []
+
+    def measure(_trial: object, _token: int) -> None:
+        if not held:
+            held.append(sum(n for at, n in live().items() if before.get(at) != n))
+
+    run(engine, trials, listener=measure)
     shape = Shape.of(engine.model.config.to_dict())
     name = str(dtype).removeprefix("torch.")
     needs = estimate(
@@ -96,9 +86,10 @@ def test_the_estimate_is_within_a_tenth_of_what_is_held(
         latents=LATENTS,
         block=engine.backend.block.rows,
     )
-    assert needs.weights + needs.cache == pytest.approx(found[0], rel=0.1)
-    held = sum(t.nbytes for pair in engine.backend._cache for t in pair)
-    assert needs.cache == held
+    assert needs.weights + needs.cache == pytest.approx(held[0], rel=0.1)
+    rows = -(-SLOTS // engine.backend.block.rows) * engine.backend.block.rows
+    cache = engine.backend.allocate(rows, TOKENS + 1)
+    assert needs.cache == sum(t.nbytes for pair in cache.layers for t in pair)
     assert needs.weights == pytest.approx(
         sum(p.nbytes for p in engine.model.parameters()), rel=0.01
     )
