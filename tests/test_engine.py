@@ -303,6 +303,14 @@ def test_read_streams_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         np.testing.assert_allclose(a.values, b.values, atol=1e-5)
 
 
+def test_pooled_readings_are_rows_of_one_array(folder: Path) -> None:
+    """Many small arrays that stay, among large ones that go, hold several times their own memory."""
+    pairs = [Pair((8, 9), tuple(range(10, 10 + n))) for n in (1, 3, 17)]
+    first, *others = engine(folder).read(pairs, source="sae", layer=1)
+    assert first.values.base is not None
+    assert all(r.values.base is first.values.base for r in others)
+
+
 def test_end_token_and_stop_string_end_a_response(folder: Path) -> None:
     e = engine(folder)
     base = trial("stop here", sampling=replace(GREEDY, max_new_tokens=40))

@@ -80,15 +80,24 @@ def read(
     latents: Sequence[int] | None,
     pool: Pool,
 ) -> list[Reading]:
-    """One reading per pair, in order; see `Engine.read`."""
+    """One reading per pair, in order; see `Engine.read`.
+
+    Pooled readings are rows of one array: many arrays of their size, made while others come and go,
+    would leave holes in memory several times as large as themselves.
+    """
     out: list[Reading | None] = [None] * len(pairs)
     n = source.n if latents is None else len(latents)
+    rows = None if pool == "none" else np.empty((len(pairs), n), np.float32)
     asked = None if latents is None else steer.widened(latents)
     reader = source.reader(asked).to(backend.device)
     for batch in batches(backend, pairs):
         streams = residuals(backend, packer, [pairs[i] for i in batch], layer)
         for i, h in zip(batch, streams, strict=True):
-            out[i] = Reading(_pooled(reader, h, pool, backend.block.rows)[..., :n])
+            values = _pooled(reader, h, pool, backend.block.rows)[..., :n]
+            if rows is not None:
+                rows[i] = values
+                values = rows[i]
+            out[i] = Reading(values)
     return [reading for reading in out if reading is not None]
 
 

@@ -224,8 +224,9 @@ def _figure(found: Sequence[Any], counts: Sequence[tuple[int, int]], mixture: Mi
     top = _top(found, counts)
     return Dots(
         "Cells on fresh seeds",
-        "Restart rate of the best cells: as counted (Wilson) and shrunk towards what all cells do (95% "
-        "of the posterior). Dotted: the mean of all cells.",
+        f"Restart rate of the best {SHOWN} cells that restarted before, then of those drawn at random: "
+        "as counted (Wilson), and shrunk towards what all cells do (95% of the posterior). Dotted: "
+        "their mean.",
         "share of trials that restarted",
         tuple(f"{found[i]['direction']} {found[i]['question']}" for i in top),
         (
