@@ -108,6 +108,9 @@ def test_chats_have_the_shape_of_their_family() -> None:
     assert gemma.decode(encode_prompt(gemma, said)) == (
         "<bos><start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n"
     )
+    gemma_template, gemma.chat_template = gemma.chat_template, "{{ bos_token }}on {{ date_string }}"
+    assert gemma.decode(encode_prompt(gemma, said)) == "<bos>on 26 Jul 2024"
+    gemma.chat_template = gemma_template
     with pytest.raises(UserError, match="there is no system role"):
         encode_prompt(gemma, [Message("system", "x"), *said])
 

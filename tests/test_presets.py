@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from runs import small
 
 from steerback import config, protocols
 from steerback.cli import main
 from steerback.errors import UserError
 from steerback.report.published import published
+from steerback.run import run
 
 PAPER = {
     "llama-3.3-70b-instruct": ("meta-llama/Llama-3.3-70B-Instruct", 33, 50, 50, (7, 5, 100)),
@@ -100,6 +102,20 @@ def test_init_says_what_is_missing(
         main(["init", *words])
     assert leave.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def test_another_sae_than_the_one_meant_is_refused(tmp_path: Path) -> None:
+    made = small(tmp_path / "run", sae={"latents": 7})
+    with pytest.raises(UserError, match=r"has \d+ latents, but sae.latents is 7"):
+        run(made)
+
+
+def test_steer_refuses_an_unknown_quantisation(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["steer", "organism-resister", "Why?", "--latent", "1", "--strength", "1"]
+    with pytest.raises(SystemExit) as leave:
+        main([*words, "--quantize", "int3"])
+    assert leave.value.code == 2
+    assert "quantize is 'int3'; use none, int8, fp8, int4" in capsys.readouterr().err
 
 
 def test_hf_specs_that_name_nothing() -> None:

@@ -316,8 +316,13 @@ def steer(
     compare: Annotated[bool, typer.Option(help="Show the unsteered answer beside it.")] = False,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    quantize: Annotated[str, typer.Option(help="none, int8, fp8 or int4.")] = "none",
+    device_map: Annotated[
+        str | None, typer.Option(help="Over several devices: auto, balanced, sequential.")
+    ] = None,
 ) -> None:
     """Ask one question of a steered model and watch it answer."""
+    from steerback.memory import known_quantisation
     from steerback.types import Sampling
     from steerback.workbench import Request, show
 
@@ -337,6 +342,8 @@ def steer(
         compare=compare,
         dtype=dtype,
         device=device,
+        quantize=known_quantisation(quantize),
+        device_map=device_map,
     )
     show(request, out)
 

@@ -19,7 +19,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from steerback.errors import UserError
 
 Quantize = Literal["none", "int8", "fp8", "int4"]
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
@@ -146,6 +148,15 @@ class Machine:
 
     name: str
     bytes: float
+
+
+def known_quantisation(name: str) -> Quantize:
+    """That name, checked. Raises UserError for another."""
+    known: tuple[Quantize, ...] = get_args(Quantize)
+    for way in known:
+        if way == name:
+            return way
+    raise UserError(f"quantize is {name!r}; use {', '.join(known)}")
 
 
 def machine() -> Machine:

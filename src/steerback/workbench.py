@@ -19,6 +19,7 @@ from steerback.engine.hf import HFEngine
 from steerback.errors import UserError
 from steerback.judge.segment import restarts
 from steerback.lab import SOURCE, model_path, sae_path
+from steerback.memory import Quantize
 from steerback.prompts import load_prompts
 from steerback.sae import load_sae
 from steerback.types import Generation, Intervention, Message, Sampling, Trial, Unit
@@ -47,6 +48,8 @@ class Request:
     compare: bool
     dtype: str
     device: str
+    quantize: Quantize = "none"
+    device_map: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ def show(request: Request, out: Console) -> None:
         name=request.model,
         dtype=request.dtype,
         device=None if request.device == "auto" else request.device,
+        quantize=request.quantize,
+        device_map=request.device_map,
         sources={SOURCE: source},
         slots=2,
     )
