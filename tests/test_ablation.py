@@ -140,6 +140,10 @@ def test_the_effect_of_a_planted_detector_is_recovered(bench):
         assert specific.high < -0.3
         assert control.low == control.high == 0  # twins share their luck
     assert multi["detectors, against steered"].pairs == 17 * 20
+    (figure,) = analysis.charts
+    assert dict(zip(figure.rows, figure.series[0].values, strict=True)) == {
+        title.partition(", against")[0]: c.difference for title, c in multi.items()
+    }
     left_out = analysis.sheets[-1]
     assert left_out.rows[0][0] == world.DETECTOR
     assert covers(left_out.rows[0][3], 0.5)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from runs import small
 
-from steerback.config import RunConfig
+from steerback import protocols
+from steerback.config import RunConfig, load
 from steerback.errors import UserError
 from steerback.instruments import Instruments
 from steerback.lab import Lab
@@ -102,3 +103,14 @@ def test_a_run_that_recorded_nothing_cannot_be_read_as_if_it_had(tmp_path: Path)
     with pytest.raises(UserError, match="were generated before anybody asked") as caught:
         run(late)
     assert "\n" not in str(caught.value)
+
+
+def test_the_example_has_a_thousand_trials_in_every_arm() -> None:
+    example = load(Path(__file__).parents[1] / "examples" / "inside.toml", protocols.settings())
+    amounts = [
+        example.settings[name]["prompts_per_direction"] for name in ("baseline", "esr", "ablation")
+    ]
+    amounts.append(example.settings["ablation"]["heldout_prompts_per_direction"])
+    assert example.directions.count * min(amounts) >= 1000
+    assert protocols.with_needs(example.protocols)[0] == "detectors"
+    assert set(protocols.with_needs(example.protocols)) == set(example.protocols)

@@ -10,7 +10,14 @@ from pydantic import Field
 
 from steerback.protocols.base import Analysis, Cell, Inputs, Sheet, cells, trial
 from steerback.protocols.bench import Bench
-from steerback.protocols.clamping import DETECTORS, Contrast, clamped_arms, clamps, contrasts
+from steerback.protocols.clamping import (
+    DETECTORS,
+    Contrast,
+    clamped_arms,
+    clamps,
+    contrasts,
+    forest,
+)
 from steerback.protocols.twins import paired
 from steerback.records import Records
 from steerback.standardise import difference_at_equal_first_score
@@ -88,7 +95,8 @@ class Ablation:
         ]
         if alone:
             sheets.append(_left_out(arms, alone))
-        return Analysis(records.summaries(self.name), tuple(compared), tuple(sheets))
+        figure = forest("What clamping does to restarts", compared, "multi_attempt")
+        return Analysis(records.summaries(self.name), tuple(compared), tuple(sheets), figure)
 
 
 # --- plan ------------------------------------------------------------------------------------

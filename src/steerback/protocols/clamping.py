@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from steerback.protocols.base import Inputs
+from steerback.protocols.charts import Dots, Series
 from steerback.protocols.twins import paired
-from steerback.stats import Outcome
+from steerback.stats import Comparison, Outcome
 from steerback.types import Intervention, Kind
 
 DETECTORS, RANDOM = "detectors", "random set"
@@ -44,6 +45,25 @@ def contrasts(arms: Mapping[str, Sequence[Outcome]], base: str, sample: str = ""
     minus random, over the same pairs. There each pair stands once for every set.
     """
     return [c for c in _every(arms, base, sample) if paired(c[1], c[2])]
+
+
+def forest(
+    title: str, compared: Sequence[tuple[str, Comparison]], measure: str
+) -> tuple[Dots, ...]:
+    """A figure of the differences in one measure; none where there are none."""
+    found = [
+        (what.partition(", against")[0], c.difference)
+        for what, c in compared
+        if c.measure == measure
+    ]
+    if not found:
+        return ()
+    caption = (
+        "Differences over paired trials, 95% intervals clustered by direction. The random sets say how "
+        "far any clamp moves the rate; specific: detectors minus random sets."
+    )
+    rows, values = zip(*found, strict=True)
+    return (Dots(title, caption, "difference in rate", rows, (Series(measure, values),), mark=0.0),)
 
 
 def _every(arms: Mapping[str, Sequence[Outcome]], base: str, sample: str) -> Iterator[Contrast]:

@@ -15,7 +15,7 @@ from pydantic import Field
 from steerback.events import compare_event, either, explicit, silent
 from steerback.protocols.base import Analysis, Inputs
 from steerback.protocols.bench import Bench
-from steerback.protocols.clamping import DETECTORS, clamped_arms, contrasts
+from steerback.protocols.clamping import DETECTORS, clamped_arms, contrasts, forest
 from steerback.protocols.drift import DriftSettings, off_topic
 from steerback.records import Records
 from steerback.stats import Outcome, summarise
@@ -92,7 +92,12 @@ class PrefillAblation:
             for title, a, b in contrasts(arms, FREE)
             for name, event in EVENTS
         ]
-        return Analysis(tuple(summaries), tuple(compared))
+        figures = [
+            figure
+            for name, _ in EVENTS
+            for figure in forest(f"What clamping does to {name}", compared, name)
+        ]
+        return Analysis(tuple(summaries), tuple(compared), charts=tuple(figures))
 
 
 def _arms(records: Records, directions: Mapping[int, str]) -> dict[str, list[Outcome]]:
