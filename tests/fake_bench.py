@@ -49,7 +49,7 @@ def inputs(**changes: object) -> Inputs:
 class World:
     """A `Bench` on a store; `restart` says how likely a trial restarts."""
 
-    source, steer_layer, readout_layer = "sae", 1, 1
+    source, steer_layer, readout_layer, n_layers = "sae", 1, 1, 5
 
     def __init__(self, folder: Path) -> None:
         self.store = Store.open(folder)
@@ -95,11 +95,26 @@ class World:
             for row, text in zip(rows, texts, strict=True)
         ]
 
+    def streams(self, texts: Sequence[Text], *, layer: int) -> list[Floats]:
+        """Normal noise of width 6, by the text alone; a push moves the first coordinate by 8."""
+        out = []
+        for text in texts:
+            rng = np.random.default_rng([layer, *text.prompt_ids, *text.response_ids])
+            h = rng.standard_normal((len(text.response_ids), 6)) * [1, 1, 1, 1, 0.01, 0.01]
+            h[:, 0] += 8.0 * bool(text.interventions)
+            out.append(h.astype(np.float32))
+        return out
+
     def nearest(self, latents: Sequence[int], count: int) -> list[list[int]]:
         return [[(k + 20 + i) % LATENTS for i in range(count)] for k in latents]
 
-    def relevant(self, questions: Sequence[str], latents: Sequence[int]) -> NDArray[np.bool_]:
-        found = np.zeros((len(questions), len(latents)), np.bool_)
+    def latent_of(self, source: str, index: int) -> int:
+        return index
+
+    def relevant(
+        self, questions: Sequence[str], directions: Sequence[tuple[str, int]]
+    ) -> NDArray[np.bool_]:
+        found = np.zeros((len(questions), len(directions)), np.bool_)
         found[0] = True
         return found
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from steerback import vector_commands
 from steerback.errors import UserError
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 organism_app = typer.Typer(help="Model organisms: make them, check them.", no_args_is_help=True)
 app.add_typer(organism_app, name="organism")
+app.add_typer(vector_commands.app, name="vectors")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 

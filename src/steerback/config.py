@@ -103,6 +103,11 @@ class DirectionsConfig(Table):
         default=[],
         description="These latents instead of random ones; `count` and filters do not apply.",
     )
+    vectors: str | None = Field(
+        default=None,
+        description="File of vectors (`steerback vectors make`) to steer with instead of latents of "
+        "the SAE; `count` and `indices` then count vectors.",
+    )
     labels: str | None = Field(
         default=None,
         description="Labels: a CSV file with the columns index_in_sae and label, a JSON or JSONL export "

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from steerback import chat
+<<<<<<< HEAD
 from steerback.config import PublishedConfig
 from steerback.engine import variants
 from steerback.engine.base import Pair
@@ -18,6 +19,14 @@ from steerback.lab import SOURCE, Lab
 from steerback.latents import Relevance, relevant
 from steerback.preparation import prompt_pair, strengths_at_half_length
 from steerback.protocols.base import Direction
+=======
+from steerback.contrast import nearest
+from steerback.engine.base import Pair
+from steerback.errors import UserError
+from steerback.lab import SOURCE, Lab
+from steerback.latents import relevant
+from steerback.preparation import prompt_pair, relevant_to_vectors
+>>>>>>> 37acf51 (Directions from contrastive texts, taken as latents are; awareness; geometry of drift and return)
 from steerback.protocols.bench import Floats, Pooling, Text
 from steerback.records import Record, Records
 from steerback.switches import Switch
@@ -37,6 +46,7 @@ class Instruments:
         self.source = SOURCE
         self.steer_layer = lab.config.model.steer_layer
         self.readout_layer = lab.config.readout_layer
+        self.n_layers = lab.engine.backend.n_layers
         self.labels = {k: label.text for k, label in lab.labels.items()}
 
     @property
@@ -83,6 +93,9 @@ class Instruments:
         )
         return [r.values for r in readings]
 
+    def streams(self, texts: Sequence[Text], *, layer: int) -> list[Floats]:
+        return [h.numpy() for h in self._lab.engine.streams([_pair(t) for t in texts], layer)]
+
     def recorded(self, records: Sequence[Record], latents: Sequence[int]) -> list[Floats]:
         wanted = {r.trial.key for r in records}
         protocols = {r.trial.protocol for r in records}
@@ -112,9 +125,26 @@ class Instruments:
         best: list[list[int]] = cosine.topk(min(count, source.n - 1), dim=1).indices.tolist()
         return best
 
+<<<<<<< HEAD
     def relevant(self, questions: Sequence[str], latents: Sequence[int]) -> NDArray[np.bool_]:
         config = self._lab.config
         if config.directions.indices or config.relevance == "none":
+=======
+    def latent_of(self, source: str, index: int) -> int:
+        vectors = self._lab.vectors
+        if source == SOURCE or vectors is None:
+            return index
+        return nearest(vectors, self._lab.engine, SOURCE, 1, [index])[0][0][0]
+
+    def relevant(
+        self, questions: Sequence[str], directions: Sequence[tuple[str, int]]
+    ) -> NDArray[np.bool_]:
+        wanted = self._lab.config.directions
+        latents = [k for _, k in directions]
+        if self._lab.vectors is not None:
+            return relevant_to_vectors(self._lab, questions, latents)
+        if wanted.indices or wanted.relevance == "none":
+>>>>>>> 37acf51 (Directions from contrastive texts, taken as latents are; awareness; geometry of drift and return)
             return np.zeros((len(questions), len(latents)), np.bool_)
         return self._relevant(questions, latents, config.relevance)
 

@@ -28,9 +28,10 @@ from steerback.sae.source import hash_files
 from steerback.store import Store
 from steerback.types import Generation, Message, Trial, Verdict
 from steerback.ui import Ui
+from steerback.vectors import VectorSet
 
-SOURCE = "sae"
-"""Name of the run's SAE in its interventions."""
+SOURCE, VECTORS = "sae", "vectors"
+"""Names of the run's SAE, and of its file of vectors, in interventions."""
 
 JUDGE_CACHE = "judge-answers.sqlite"
 """File of the run folder that keeps a provider's answers, so that none is paid for twice."""
@@ -134,8 +135,18 @@ class Lab:
 
     def _label(self, trial: Trial) -> str:
         add = trial.steered_by
-        label = self.labels.get(add.index) if add and add.source == SOURCE else None
+        if add is None:
+            return ""
+        if add.source == VECTORS and self.vectors is not None:
+            return self.vectors.labels[add.index] if self.vectors.labels else ""
+        label = self.labels.get(add.index)
         return label.text if label else ""
+
+    @property
+    def vectors(self) -> VectorSet | None:
+        """What is steered with instead of latents of the SAE."""
+        source = self.engine.sources.get(VECTORS)
+        return source if isinstance(source, VectorSet) else None
 
     def _catch_up(self, desk: Desk, wanted: dict[str, Trial]) -> None:
         """Judge what an interrupted run stored and did not judge, or judged but for the thirds."""
@@ -190,7 +201,12 @@ class Lab:
         return verdict.attempts[0].score
 
 
-CONTENTS = {"model_hash": "model", "sae_hash": "SAE", "prompts": "set of questions"}
+CONTENTS = {
+    "model_hash": "model",
+    "sae_hash": "SAE",
+    "prompts": "set of questions",
+    "vectors_hash": "file of vectors",
+}
 """Facts that must stay as they were for a run to go on, and what they are of."""
 
 
@@ -200,7 +216,7 @@ def refuse_changed(store: Store, facts: dict[str, Any]) -> None:
     for session in store.sessions():
         for fact, what in CONTENTS.items():
             before = session.facts.get(fact)
-            if before and before != facts[fact]:
+            if before and before != facts.get(fact):
                 day = time.strftime("%Y-%m-%d", time.localtime(session.started))
                 raise UserError(
                     f"{store.folder}: the contents of the {what} are not those that this run was "
@@ -213,7 +229,8 @@ def refuse_impossible(config: RunConfig, engine: HFEngine, questions: Sequence[s
     its SAE does not have."""
     engine.check_layer(config.model.steer_layer, "model.steer_layer")
     engine.check_layer(config.readout_layer, "model.readout_layer")
-    engine.sources[SOURCE].directions(config.directions.indices)
+    steered = VECTORS if config.directions.vectors else SOURCE
+    engine.sources[steered].directions(config.directions.indices)
     for question in questions:
         engine.check(
             Trial(
@@ -250,11 +267,16 @@ def load_engine(config: RunConfig, slots: int) -> tuple[HFEngine, dict[str, str]
         slots=slots,
         variant=config.variant,
     )
-    return engine, {
+    facts = {
         "model_hash": fingerprint(model, engine.model),
         "sae_hash": sae.content_hash(),
         "engine": engine.backend.kind,
     }
+    if config.directions.vectors:
+        vectors = VectorSet.load(config.directions.vectors, VECTORS)
+        engine.add_source(vectors)
+        facts["vectors_hash"] = vectors.content_hash()
+    return engine, facts
 
 
 def model_path(source: str) -> str | Path:

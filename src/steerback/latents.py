@@ -30,6 +30,8 @@ class Chosen:
     index: int
     label: str
     skip: tuple[str, ...] = ()
+    source: str = "sae"
+    """Name of the SAE or vector set in interventions."""
 
 
 @dataclass
@@ -151,4 +153,4 @@ def as_json(chosen: Sequence[Chosen]) -> list[dict[str, Any]]:
 
 
 def from_json(data: Sequence[Mapping[str, Any]]) -> list[Chosen]:
-    return [Chosen(d["index"], d["label"], tuple(d["skip"])) for d in data]
+    return [Chosen(d["index"], d["label"], tuple(d["skip"]), d.get("source", "sae")) for d in data]

@@ -7,17 +7,27 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from steerback import latents
 from steerback.calibrate import Calibrator, Outcome, PromptPlan, calibration_key
 from steerback.config import halved
 from steerback.engine.base import Pair
 from steerback.judge.registry import make_rater
-from steerback.lab import SOURCE, Lab
+from steerback.lab import SOURCE, VECTORS, Lab
 from steerback.latents import Chosen
 from steerback.protocols.base import Direction, Inputs
+<<<<<<< HEAD
 from steerback.types import Intervention, Message, Sampling, Trial, stable_hash
+=======
+from steerback.types import Message, Trial, derive_seed, stable_hash
+from steerback.vectors import VectorSet
+>>>>>>> 37acf51 (Directions from contrastive texts, taken as latents are; awareness; geometry of drift and return)
 
+Bools = NDArray[np.bool_]
+RELATED = 0.4
+"""Share of the distance between two kinds of text at which a prompt has to do with their difference."""
 NORM_QUESTIONS = 32
 """Questions whose unsteered answers tell the residual norm and which latents are alive."""
 
@@ -34,7 +44,11 @@ def prepare(lab: Lab) -> Inputs:
         directions=tuple(directions),
         sampling=lab.config.drawing(),
         prompts=lab.config.prompts,
+<<<<<<< HEAD
         variant=lab.config.variant,
+=======
+        sae=SOURCE,
+>>>>>>> 37acf51 (Directions from contrastive texts, taken as latents are; awareness; geometry of drift and return)
     )
 
 
@@ -58,11 +72,62 @@ def choose(lab: Lab) -> list[Chosen]:
     stored = lab.store.get_artifact("latents")
     if stored is None:
         lab.ui.stage("choosing latents")
-        chosen, funnel = _given(lab) if lab.config.directions.indices else _drawn(lab)
+        chosen, funnel = _chosen(lab)
         stored = latents.as_json(chosen)
         lab.store.put_artifact("latents", stored)
         lab.store.put_artifact("funnel", funnel.as_json())
     return latents.from_json(stored)
+
+
+def _chosen(lab: Lab) -> tuple[list[Chosen], latents.Funnel]:
+    if lab.vectors is not None:
+        return _vectors(lab, lab.vectors)
+    return _given(lab) if lab.config.directions.indices else _drawn(lab)
+
+
+def _vectors(lab: Lab, vectors: VectorSet) -> tuple[list[Chosen], latents.Funnel]:
+    """Vectors of a file in random order, or those the configuration names; each is kept from the
+    questions that it has to do with."""
+    funnel = latents.Funnel()
+    funnel.note("vectors of the file", vectors.n)
+    wanted = lab.config.directions
+    rng = np.random.default_rng(derive_seed(lab.config.seed, "vectors"))
+    order = wanted.indices or rng.permutation(vectors.n).tolist()[: wanted.count]
+    related = relevant_to_vectors(lab, lab.questions, order)
+    named = vectors.labels or ("",) * vectors.n
+    chosen = []
+    for k, column in zip(order, related.T, strict=True):
+        skip = tuple(q for q, yes in zip(lab.questions, column, strict=True) if yes)
+        if not skip or (wanted.scope == "pair" and len(skip) < len(lab.questions)):
+            chosen.append(Chosen(k, named[k], skip, VECTORS))
+    funnel.note("wanted", len(order))
+    funnel.note(
+        "irrelevant to " + ("every" if wanted.scope == "run" else "some") + " prompt", len(chosen)
+    )
+    return chosen, funnel
+
+
+def relevant_to_vectors(lab: Lab, questions: Sequence[str], indices: Sequence[int]) -> Bools:
+    """[questions, indices]: whether a prompt lies further along the vector than most do, by RELATED of
+    the distance between the two kinds of text that it was made of. Never, where the file does not say
+    how far those are apart.
+
+    A prompt is the mean of its tokens. Most is the median over the questions, so most of them should
+    have nothing to do with any one vector.
+    """
+    out = np.zeros((len(questions), len(indices)), np.bool_)
+    if lab.vectors is None or lab.config.directions.relevance == "none":
+        return out
+    apart = lab.vectors.provenance.get("separations") or [None] * lab.vectors.n
+    pairs = [prompt_pair(lab, q) for q in questions]
+    streams = lab.engine.streams(pairs, lab.config.model.steer_layer)
+    units = torch.nn.functional.normalize(lab.vectors.directions(indices), dim=1).numpy()
+    along = np.stack([h.numpy().mean(axis=0) for h in streams]) @ units.T
+    further = along - np.median(along, axis=0)
+    for n, k in enumerate(indices):
+        if apart[k] is not None:
+            out[:, n] = further[:, n] > RELATED * apart[k]
+    return out
 
 
 def _given(lab: Lab) -> tuple[list[Chosen], latents.Funnel]:
@@ -108,7 +173,7 @@ def _activations(lab: Lab, pairs: Sequence[Pair]) -> latents.Floats:
 
 def _direction(lab: Lab, chosen: Chosen) -> Direction:
     return Direction(
-        source=SOURCE,
+        source=chosen.source,
         index=chosen.index,
         layer=lab.config.model.steer_layer,
         unit=lab.config.calibration.unit,

@@ -98,7 +98,10 @@ def judging(store: Store) -> JudgingConfig:
 
 def labels_of(store: Store) -> dict[str, str]:
     """What each trial is steered towards, by trial key: some judges ask."""
-    names = {f"sae:{c['index']}": c["label"] for c in store.get_artifact("latents", [])}
+    names = {
+        f"{c.get('source', 'sae')}:{c['index']}": c["label"]
+        for c in store.get_artifact("latents", [])
+    }
     found = {}
     for trial, _ in store.trials():
         add = trial.steered_by

@@ -132,6 +132,19 @@ class HFEngine:
             )
         self.sources[source.name] = source
 
+    def streams(self, pairs: Sequence[Pair], layer: int) -> list[torch.Tensor]:
+        """Residual stream that leaves `layer`, after its edits, over the tokens that are read of each
+        pair: [tokens, d_model] float32 on the CPU, in the order of the pairs."""
+        self.check_layer(layer, "reading the residual stream")
+        self.packer.check([p.interventions for p in pairs])
+        found: dict[int, torch.Tensor] = {}
+        for batch in reading.batches(self.backend, pairs):
+            chosen = [pairs[i] for i in batch]
+            held = reading.residuals(self.backend, self.packer, chosen, layer)
+            # cloned: a view would keep the padded batch alive
+            found.update((i, h.float().cpu().clone()) for i, h in zip(batch, held, strict=True))
+        return [found[i] for i in range(len(pairs))]
+
     def measure_norm(self, layer: int, questions: Sequence[str]) -> float:
         """Median norm of the residual stream that leaves `layer`, over the tokens of unsteered greedy
         answers (at most 64 tokens) to `questions`. Remembered for interventions of unit "resid"."""

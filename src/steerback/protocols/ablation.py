@@ -52,7 +52,7 @@ class Ablation:
 
     def before(self, bench: Bench, inputs: Inputs, settings: Table) -> Any:
         heldout = inputs.found["detectors"]["heldout"]
-        steered = [d.index for d in inputs.directions]
+        steered = [(d.source, d.index) for d in inputs.directions]
         relevant = bench.relevant(heldout, steered)
         return {
             "skip": {

@@ -53,6 +53,9 @@ class Bench(Interface):
     def readout_layer(self) -> int: ...
 
     @property
+    def n_layers(self) -> int: ...
+
+    @property
     def labels(self) -> Mapping[int, str]:
         """What latents are said to stand for; those nobody labelled are left out."""
         ...
@@ -86,6 +89,11 @@ class Bench(Interface):
         """Teacher-forced activations [tokens, latents] of each text."""
         ...
 
+    def streams(self, texts: Sequence[Text], *, layer: int) -> list[Floats]:
+        """Residual stream [tokens, d_model] that leaves `layer` over the response tokens of each text,
+        its interventions in force."""
+        ...
+
     def recorded(self, records: Sequence[Record], latents: Sequence[int]) -> list[Floats]:
         """Activations [tokens drawn, latents] at the readout layer as they were while each trial was
         generated; NaN for a latent that was not recorded there. UserError for a trial without any."""
@@ -95,8 +103,16 @@ class Bench(Interface):
         """For each latent the `count` others whose directions have the largest cosine with its own."""
         ...
 
-    def relevant(self, questions: Sequence[str], latents: Sequence[int]) -> NDArray[np.bool_]:
-        """[questions, latents]: which have to do with which, by the rule the run chose latents by."""
+    def latent_of(self, source: str, index: int) -> int:
+        """The latent of the run's SAE that a direction is, or whose own has the largest cosine with
+        it."""
+        ...
+
+    def relevant(
+        self, questions: Sequence[str], directions: Sequence[tuple[str, int]]
+    ) -> NDArray[np.bool_]:
+        """[questions, directions (source, index)]: which have to do with which, by the rule
+        that the run chose them by."""
         ...
 
     def active(self, questions: Sequence[str], latents: Sequence[int]) -> NDArray[np.bool_]:

@@ -26,15 +26,20 @@ def clamped_arms(inputs: Inputs) -> dict[str, list[int]]:
 
 
 def clamps(inputs: Inputs, latents: Sequence[int], add: Intervention) -> list[Intervention]:
-    """Latents of the SAE that `add` steers with, held at zero at the same layer.
+    """Latents of the SAE, held at zero at the same layer.
 
     A clamp after the addition leaves out the steered latent: it would take the steering away.
     """
     after = inputs.found["matching"].get("clamp") == "after"
     kind: Kind = "clamp-after" if after else "clamp"
+<<<<<<< HEAD
     held = [k for k in latents if not (after and k == add.index)]
     where = "all" if add.positions == "all" else "generated"
     return [Intervention(kind, add.source, k, 0.0, add.layer, positions=where) for k in held]
+=======
+    held = [k for k in latents if not (after and (add.source, add.index) == (inputs.sae, k))]
+    return [Intervention(kind, inputs.sae, k, 0.0, add.layer) for k in held]
+>>>>>>> 37acf51 (Directions from contrastive texts, taken as latents are; awareness; geometry of drift and return)
 
 
 def contrasts(arms: Mapping[str, Sequence[Outcome]], base: str, sample: str = "") -> list[Contrast]:

@@ -57,7 +57,7 @@ class Heldout:
         own = cast("Settings", settings)
         where = question_set(inputs, own)
         questions = load_prompts(where).questions
-        related = bench.relevant(questions, [d.index for d in inputs.directions])
+        related = bench.relevant(questions, [(d.source, d.index) for d in inputs.directions])
         found: dict[str, Any] = {
             "prompts": where,
             "questions": list(questions),

@@ -57,7 +57,6 @@ class PrefillAblation:
         return texts
 
     def plan(self, inputs: Inputs, settings: Table) -> list[Trial]:
-        source = inputs.directions[0].source if inputs.directions else ""
         layer = inputs.directions[0].layer if inputs.directions else 0
         arms: dict[str, list[int]] = {FREE: [], **clamped_arms(inputs)}
         return [
@@ -69,7 +68,9 @@ class PrefillAblation:
                 messages=(Message("user", text["question"]),),
                 sampling=inputs.sampling,
                 seed=text["seed"],
-                interventions=tuple(Intervention("clamp", source, k, 0.0, layer) for k in latents),
+                interventions=tuple(
+                    Intervention("clamp", inputs.sae, k, 0.0, layer) for k in latents
+                ),
                 prefill=text["text"],
                 variant=inputs.variant,
             )

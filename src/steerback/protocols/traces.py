@@ -112,7 +112,7 @@ def _read(
 ) -> list[Floats | None]:
     """For each episode [tokens, latents + its distractor] of its trial; None where it has none."""
     present = [r for r in trials if r is not None]
-    distractors = [_distractor(e) for e in found]
+    distractors = [_distractor(bench, e) for e in found]
     columns = list(dict.fromkeys([*latents, *distractors]))
     if settings.reading == "generated":
         read = bench.recorded(present, columns)
@@ -128,10 +128,11 @@ def _read(
     ]
 
 
-def _distractor(episode: Episode) -> int:
+def _distractor(bench: Bench, episode: Episode) -> int:
+    """The steered latent; for a vector, the latent whose direction comes nearest to it."""
     add = episode.record.trial.steered_by
     assert add is not None, "the trials of esr add a latent"
-    return add.index
+    return bench.latent_of(add.source, add.index)
 
 
 def _length(record: Record) -> int:

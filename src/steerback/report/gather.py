@@ -140,7 +140,9 @@ def gather(folder: Path, judge: str = "") -> Run:
         records = Records(store, judge)
         names = known_protocols(store)
         chosen = store.get_artifact("latents", [])
-        labels = {f"sae:{c['index']}": c["label"] for c in chosen if c.get("label")}
+        labels = {
+            f"{c.get('source', 'sae')}:{c['index']}": c["label"] for c in chosen if c.get("label")
+        }
         config = store.config
         rows = sorted(_rows(store, records, names), key=lambda r: r.trial.key)
         return Run(
