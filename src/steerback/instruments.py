@@ -10,23 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from steerback import chat
-<<<<<<< HEAD
 from steerback.config import PublishedConfig
+from steerback.contrast import nearest
 from steerback.engine import variants
 from steerback.engine.base import Pair
 from steerback.errors import UserError
 from steerback.lab import SOURCE, Lab
 from steerback.latents import Relevance, relevant
-from steerback.preparation import prompt_pair, strengths_at_half_length
+from steerback.preparation import prompt_pair, relevant_to_vectors, strengths_at_half_length
 from steerback.protocols.base import Direction
-=======
-from steerback.contrast import nearest
-from steerback.engine.base import Pair
-from steerback.errors import UserError
-from steerback.lab import SOURCE, Lab
-from steerback.latents import relevant
-from steerback.preparation import prompt_pair, relevant_to_vectors
->>>>>>> 37acf51 (Directions from contrastive texts, taken as latents are; awareness; geometry of drift and return)
 from steerback.protocols.bench import Floats, Pooling, Text
 from steerback.records import Record, Records
 from steerback.switches import Switch
@@ -125,11 +117,6 @@ class Instruments:
         best: list[list[int]] = cosine.topk(min(count, source.n - 1), dim=1).indices.tolist()
         return best
 
-<<<<<<< HEAD
-    def relevant(self, questions: Sequence[str], latents: Sequence[int]) -> NDArray[np.bool_]:
-        config = self._lab.config
-        if config.directions.indices or config.relevance == "none":
-=======
     def latent_of(self, source: str, index: int) -> int:
         vectors = self._lab.vectors
         if source == SOURCE or vectors is None:
@@ -139,12 +126,11 @@ class Instruments:
     def relevant(
         self, questions: Sequence[str], directions: Sequence[tuple[str, int]]
     ) -> NDArray[np.bool_]:
-        wanted = self._lab.config.directions
+        config = self._lab.config
         latents = [k for _, k in directions]
         if self._lab.vectors is not None:
             return relevant_to_vectors(self._lab, questions, latents)
-        if wanted.indices or wanted.relevance == "none":
->>>>>>> 37acf51 (Directions from contrastive texts, taken as latents are; awareness; geometry of drift and return)
+        if config.directions.indices or config.relevance == "none":
             return np.zeros((len(questions), len(latents)), np.bool_)
         return self._relevant(questions, latents, config.relevance)
 

@@ -18,12 +18,8 @@ from steerback.judge.registry import make_rater
 from steerback.lab import SOURCE, VECTORS, Lab
 from steerback.latents import Chosen
 from steerback.protocols.base import Direction, Inputs
-<<<<<<< HEAD
-from steerback.types import Intervention, Message, Sampling, Trial, stable_hash
-=======
-from steerback.types import Message, Trial, derive_seed, stable_hash
+from steerback.types import Intervention, Message, Sampling, Trial, derive_seed, stable_hash
 from steerback.vectors import VectorSet
->>>>>>> 37acf51 (Directions from contrastive texts, taken as latents are; awareness; geometry of drift and return)
 
 Bools = NDArray[np.bool_]
 RELATED = 0.4
@@ -44,11 +40,8 @@ def prepare(lab: Lab) -> Inputs:
         directions=tuple(directions),
         sampling=lab.config.drawing(),
         prompts=lab.config.prompts,
-<<<<<<< HEAD
         variant=lab.config.variant,
-=======
         sae=SOURCE,
->>>>>>> 37acf51 (Directions from contrastive texts, taken as latents are; awareness; geometry of drift and return)
     )
 
 
@@ -116,7 +109,7 @@ def relevant_to_vectors(lab: Lab, questions: Sequence[str], indices: Sequence[in
     have nothing to do with any one vector.
     """
     out = np.zeros((len(questions), len(indices)), np.bool_)
-    if lab.vectors is None or lab.config.directions.relevance == "none":
+    if lab.vectors is None or lab.config.relevance == "none":
         return out
     apart = lab.vectors.provenance.get("separations") or [None] * lab.vectors.n
     pairs = [prompt_pair(lab, q) for q in questions]

@@ -58,13 +58,10 @@ class Inputs:
     sampling: Sampling
     prompts: str = ""
     """Spec that the questions were loaded from."""
-<<<<<<< HEAD
     variant: tuple[str, ...] = ()
     """Ways of the published code that the run is made in (`Trial.variant`)."""
-=======
     sae: str = "sae"
     """Name of the run's SAE in interventions; directions may be of another source."""
->>>>>>> 37acf51 (Directions from contrastive texts, taken as latents are; awareness; geometry of drift and return)
     found: Mapping[str, Any] = field(default_factory=dict)
     """What protocols found before they could plan (see `Staged`), by their names."""
 

@@ -32,14 +32,9 @@ def clamps(inputs: Inputs, latents: Sequence[int], add: Intervention) -> list[In
     """
     after = inputs.found["matching"].get("clamp") == "after"
     kind: Kind = "clamp-after" if after else "clamp"
-<<<<<<< HEAD
-    held = [k for k in latents if not (after and k == add.index)]
-    where = "all" if add.positions == "all" else "generated"
-    return [Intervention(kind, add.source, k, 0.0, add.layer, positions=where) for k in held]
-=======
     held = [k for k in latents if not (after and (add.source, add.index) == (inputs.sae, k))]
-    return [Intervention(kind, inputs.sae, k, 0.0, add.layer) for k in held]
->>>>>>> 37acf51 (Directions from contrastive texts, taken as latents are; awareness; geometry of drift and return)
+    where = "all" if add.positions == "all" else "generated"
+    return [Intervention(kind, inputs.sae, k, 0.0, add.layer, positions=where) for k in held]
 
 
 def contrasts(arms: Mapping[str, Sequence[Outcome]], base: str, sample: str = "") -> list[Contrast]:

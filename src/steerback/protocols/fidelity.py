@@ -119,8 +119,9 @@ def _tried(bench: Bench, own: Settings) -> list[Switch]:
 
 def _active(bench: Bench, inputs: Inputs) -> list[str]:
     """Directions whose latents fire on some prompt: the zero rule would leave them out."""
-    fires = bench.active(inputs.questions, [d.index for d in inputs.directions])
-    return [d.id for d, on in zip(inputs.directions, fires.T, strict=True) if on.any()]
+    latents = [d for d in inputs.directions if d.source == inputs.sae]
+    fires = bench.active(inputs.questions, [d.index for d in latents])
+    return [d.id for d, on in zip(latents, fires.T, strict=True) if on.any()]
 
 
 def _arms(found: dict[str, Any]) -> dict[str, list[Switch]]:
