@@ -40,7 +40,7 @@ from steerback import chat
 from steerback.engine.base import Watch
 from steerback.engine.fused import FusedDecoder
 from steerback.engine.hf import HFEngine
-from steerback.engine.hooked import HookedModel, decoder_layers
+from steerback.engine.hooked import decoder_layers
 from steerback.types import Trial
 
 SLOTS = 64
@@ -57,6 +57,7 @@ SHOWN = {
     "clamp": f"(e) steerback, {common.BANK} latents clamped",
     "watch": f"(e) steerback, {common.BANK} latents watched",
 }
+PEERS = ("one by one", "padded", "padded sorted", "vllm", "transformers")
 OVERHEADS = ("add", "clamp", "watch")
 
 
@@ -155,7 +156,7 @@ def load(subject: Subject, backend: str) -> HFEngine:
 
 
 def variants(
-    subject: Subject, engine: HFEngine, n: int, peers: bool
+    subject: Subject, engine: HFEngine, n: int, names: Sequence[str]
 ) -> dict[str, Callable[[], int]]:
     """What is timed, by name; each returns its tokens."""
     adds = common.trials(subject, n, common.adding(subject))
@@ -166,24 +167,36 @@ def variants(
     def ours(trials: Sequence[Trial], on: HFEngine = engine, **options: Any) -> int:
         return sum(len(g.token_ids) for g in on.generate(trials, **options))
 
-    own = {
+    out: dict[str, Callable[[], int]] = {
         "add": lambda: ours(adds),
         "unsteered": lambda: ours(plain),
         "clamp": lambda: ours(clamps),
         "watch": lambda: ours(plain, watch=watch),
     }
-    if not peers:
-        return own
-    slow = Peers(subject, engine.tokenizer)
-    forward = load(subject, "transformers")
-    by_length = sorted(adds, key=lambda t: t.sampling.max_new_tokens)
-    return {
-        "one by one": lambda: slow.in_batches(adds[::SPARSE], 1),
-        "padded": lambda: slow.in_batches(adds, SLOTS),
-        "padded sorted": lambda: slow.in_batches(by_length, SLOTS),
-        "transformers": lambda: ours(adds, forward),
-        **own,
-    }
+    if {"one by one", "padded", "padded sorted"} & set(names):
+        slow = Peers(subject, engine.tokenizer)
+        by_length = sorted(adds, key=lambda t: t.sampling.max_new_tokens)
+        out["one by one"] = lambda: slow.in_batches(adds[::SPARSE], 1)
+        out["padded"] = lambda: slow.in_batches(adds, SLOTS)
+        out["padded sorted"] = lambda: slow.in_batches(by_length, SLOTS)
+    if "transformers" in names:
+        forward = load(subject, "transformers")
+        out["transformers"] = lambda: ours(adds, forward)
+    if "vllm" in names:
+        out["vllm"] = vllm_run(subject, plain)
+    return {name: out[name] for name in names}
+
+
+def chosen(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """What is measured, and what is said about what is not."""
+    names, notes = options.only or list(SHOWN), []
+    if "vllm" in names and importlib.util.find_spec("vllm") is None:
+        notes.append("(c) vLLM is not installed here: not measured")
+    elif "vllm" in names and not options.wall:
+        notes.append("(c) vLLM works in processes of its own: measured with --wall only")
+    if notes:
+        names = [name for name in names if name != "vllm"]
+    return names, notes
 
 
 @torch.inference_mode()
@@ -202,21 +215,20 @@ def matrix_products(backend: FusedDecoder, rounds: int, clock: common.Clock) -> 
     return Spread.of(rates)
 
 
+def ratios(
+    rates: dict[str, list[float]], names: Sequence[str], base: str
+) -> dict[str, dict[str, float]]:
+    """Time of each over the time of `base`, round by round."""
+    both = [name for name in names if name in rates and base in rates]
+    return {name: vars(common.paired(rates, name, base)) for name in both}
+
+
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     clock: common.Clock = time.perf_counter if options.wall else time.process_time
     subject = common.subject(options.model, scratch)
     engine = load(subject, "auto")
-    timed = variants(subject, engine, options.trials, peers=not options.own)
-    notes = []
-    if options.own:
-        notes.append("(a), (b), (c): left out by --own")
-    elif importlib.util.find_spec("vllm") is None:
-        notes.append("(c) vLLM is not installed here: not measured")
-    elif not options.wall:
-        notes.append("(c) vLLM works in processes of its own: measured with --wall only")
-    else:
-        plain = common.trials(subject, options.trials, common.unsteered)
-        timed["vllm"] = vllm_run(subject, plain)
+    names, notes = chosen(options)
+    timed = variants(subject, engine, options.trials, names)
     for run in timed.values():
         if options.warm:
             run()
@@ -227,19 +239,15 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "model": subject.name,
         "parameters": sum(p.numel() for p in engine.model.parameters()),
         "trials": options.trials,
+        "rounds": options.rounds,
         "backend": engine.backend.kind,
         "rates": {name: vars(Spread.of(values)) for name, values in rates.items()},
-        "speedup": {
-            name: vars(common.paired(rates, name, "add"))
-            for name in SHOWN
-            if name in rates and name not in ("add", "unsteered", "clamp", "watch")
-        },
-        "overhead": {name: vars(common.paired(rates, name, "unsteered")) for name in OVERHEADS},
+        "speedup": ratios(rates, PEERS, "add"),
+        "overhead": ratios(rates, OVERHEADS, "unsteered"),
         "notes": notes,
     }
     if isinstance(engine.backend, FusedDecoder):
         found["rates"]["products"] = vars(matrix_products(engine.backend, options.rounds, clock))
-    assert isinstance(engine.backend, (FusedDecoder, HookedModel))
     return found
 
 
@@ -264,7 +272,7 @@ def show(found: dict[str, Any]) -> str:
     m = found["machine"]
     lines = [
         f"{found['model']}, {found['parameters'] / 1e6:.1f}M parameters, {found['trials']} trials, "
-        f"{SLOTS} slots, {found['rates']['add']['n']} rounds, {found['clock']} time",
+        f"{SLOTS} slots, {found['rounds']} rounds, {found['clock']} time",
         f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, load {m['load']}; "
         f"Python {m['python']}, torch {m['torch']}, transformers {m['transformers']}",
         "",
@@ -281,7 +289,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=256)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--wall", action="store_true", help="time by the clock")
-    parser.add_argument("--own", action="store_true", help="only (d) and (e)")
+    parser.add_argument("--only", choices=list(SHOWN), action="append", help="may be repeated")
     parser.add_argument("--no-warm", dest="warm", action="store_false", help="no round before")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

@@ -38,6 +38,10 @@ COLUMNS = 16
 differently, and which latents are read together depends on the batch."""
 
 
+BANKS_KEPT = 4
+"""Sets of clamped latents of which the tensors are kept from one batch to the next."""
+
+
 def widened(latents: Sequence[int]) -> list[int]:
     """The latents, and the first of them again until there are COLUMNS."""
     return [*latents, *list(latents[:1]) * (COLUMNS - len(latents))]
@@ -156,6 +160,7 @@ class Packer:
         self.dtype = dtype
         self.norms = {} if norms is None else norms
         self._directions: dict[tuple[str, int], Tensor] = {}
+        self._read: dict[tuple[str, tuple[int, ...]], tuple[LatentReader, Tensor]] = {}
 
     def source(self, name: str) -> Source:
         if name not in self.sources:
@@ -263,12 +268,23 @@ class Packer:
         for r, i in clamps:
             mask[r, column[i.index]] = 1
             target[r, column[i.index]] = i.value
-        directions = torch.stack([self.direction(source.name, k) for k in latents])
+        reader, directions = self._clamped(source, latents)
         return Bank(
             source=source,
-            reader=source.reader(latents).to(self.device),
-            directions=directions.to(self.dtype),
+            reader=reader,
+            directions=directions,
             mask=torch.from_numpy(mask).to(self.device),
             target=torch.from_numpy(target).to(self.device),
             after=after,
         )
+
+    def _clamped(self, source: Source, latents: Sequence[int]) -> tuple[LatentReader, Tensor]:
+        """What reads these latents and what they add, [latents, d_model]. The last few are kept: trial
+        after trial clamps the same ones."""
+        key = (source.name, tuple(latents))
+        if key not in self._read:
+            rows = torch.stack([self.direction(source.name, k) for k in latents])
+            kept = list(self._read.items())[1 - BANKS_KEPT :]
+            reader = source.reader(latents).to(self.device)
+            self._read = dict(kept) | {key: (reader, rows.to(self.dtype))}
+        return self._read[key]

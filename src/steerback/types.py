@@ -77,7 +77,7 @@ class Intervention:
             raise UserError(f"{where}: index and layer count from 0; got layer {self.layer}")
         _ = self.start
 
-    @property
+    @cached_property
     def start(self) -> int | None:
         """First response token that is edited; None when the prompt is edited too."""
         if self.positions == "all":
