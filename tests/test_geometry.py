@@ -91,7 +91,7 @@ def test_a_planted_push_is_seen_where_it_is_in_force_alone(bench) -> None:
     off_topic = 2
     assert near["restarted, pushed"][off_topic].low > 2
     assert near["without restart, pushed"][off_topic].low > 2
-    for kind in ("restarted, text alone", "without restart, text alone", "unsteered, pushed"):
+    for kind in ("restarted, text alone", "without restart, text alone", "unsteered"):
         assert near[kind][off_topic].low < 1.1
         assert near[kind][off_topic].high < 1.5
     assert outside["restarted, pushed"][off_topic].high < 2, "the push lies within the subspace"
@@ -118,5 +118,5 @@ def test_on_the_organism_the_push_takes_the_stream_away_from_unsteered_text(tmp_
     with Store.open(tmp_path / "run", mode="ro") as store:
         analysis = Geometry().analyse(Records(store))
     rows = {r[0]: r for r in analysis.sheets[0].rows}
-    assert rows["restarted, pushed"][2].low > rows["unsteered, pushed"][2].high
+    assert rows["restarted, pushed"][2].low > rows["unsteered"][2].high
     assert rows["restarted, pushed"][2].value > rows["restarted, text alone"][2].value

@@ -31,7 +31,7 @@ class Finished:
 def run_suite(
     model: str, folder: Path, *, quick: bool = False, ui: Ui | None = None
 ) -> list[Finished]:
-    """Run every protocol on `model` (a preset, or `organism`: a pair of packaged ones), one folder each.
+    """Run every protocol on `model` (a preset, or `organism`: some packaged ones), one folder each.
 
     A protocol that cannot run on a model, such as a clamp where there are no detectors, is reported and
     the others go on. Run it again to resume.

@@ -25,6 +25,7 @@ from steerback.types import Trial, derive_seed
 Reading = Literal["pushed", "text alone"]
 READINGS: tuple[Reading, ...] = ("pushed", "text alone")
 """With the trial's interventions in force, and the same text without them."""
+UNSTEERED = KINDS.index("unsteered")
 TITLES = {
     "mahalanobis": "Mahalanobis distance",
     "outside": "distance from the components' subspace",
@@ -73,9 +74,11 @@ class Geometry:
             "texts": texts,
             "directions": [e.record.trial.cluster for e in found],
             "kinds": {
-                f"{kind}, {reading}": _measured(bench, fitted, found, n, reading, own, layer)
+                f"{kind}, {reading}" if n < UNSTEERED else kind: _measured(
+                    bench, fitted, found, n, reading, own, layer
+                )
                 for n, kind in enumerate(KINDS)
-                for reading in (READINGS if kind != KINDS[2] else READINGS[:1])
+                for reading in (READINGS if n < UNSTEERED else READINGS[:1])
             },
         }
 

@@ -50,7 +50,9 @@ def _lines(fig: Figure, chart: Lines) -> None:
     panels[-1].set_xlim(min(chart.x), max(chart.x))
     found = {h.get_label(): h for a in panels for h in a.get_legend_handles_labels()[0]}
     lines_first = sorted(found.values(), key=lambda h: isinstance(h, Patch))
-    fig.legend(handles=lines_first, loc="outside upper left", ncols=3, columnspacing=1.2)
+    longest = max(map(len, found), default=0)
+    columns = 3 if longest <= 18 else 2
+    fig.legend(handles=lines_first, loc="outside upper left", ncols=columns, columnspacing=1.2)
 
 
 def _line(axes: Axes, x: Sequence[float], series: Series, colour: str) -> None:

@@ -27,10 +27,11 @@ def run_folders(folders: Iterable[Path]) -> list[Path]:
 
 
 def known_protocols(store: Store) -> list[str]:
-    """Names of the protocols of the run that this version can analyse: those with trials, and those
-    of its configuration, which may have findings without trials."""
-    names = {c.protocol for c in store.counts()} | set(store.config.get("protocols", []))
-    return sorted(names & set(protocols.registry()))
+    """Names of the protocols of the run that this version can analyse: those of its configuration in
+    their order, which may have findings without trials, then others with trials."""
+    listed = dict.fromkeys(store.config.get("protocols", []))
+    stored = dict.fromkeys(sorted(c.protocol for c in store.counts()))
+    return [name for name in {**listed, **stored} if name in protocols.registry()]
 
 
 def check_judge(store: Store, judge: str) -> None:
