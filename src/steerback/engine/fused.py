@@ -25,8 +25,8 @@ from steerback.engine.pages import Pages, View
 PAGE = 32
 """Tokens of a page of the cache."""
 
-GRAIN = 2**15
-"""Elements up to which PyTorch leaves an elementwise operation to one thread."""
+GRAIN = 2**14
+"""Elements up to which PyTorch leaves any activation function to one thread (GELU has the least)."""
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q [..., heads, head_dim], k, v [..., kv_heads, head_dim]) -> [..., heads * head_dim]"""
