@@ -106,7 +106,7 @@ def run(
     with Terminal(out) as ui:
         found = run_config(resolved, ui)
     out.print(headline(s for a in found.values() for s in a.summaries))
-    out.print(f"stored in {resolved.place}")
+    out.print(f"stored in {resolved.place}", soft_wrap=True)
 
 
 def _run_suite(model: str, folder: Path, quick: bool) -> None:

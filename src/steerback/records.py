@@ -89,6 +89,10 @@ class Records:
         """(arm, model) pairs that are stored."""
         return [(c.arm, c.model) for c in self.store.counts() if c.protocol == protocol]
 
+    def model(self, protocol: str) -> str:
+        """Model of the protocol's trials; "" if there are none."""
+        return next((c.model for c in self.store.counts() if c.protocol == protocol), "")
+
     def summaries(self, protocol: str) -> tuple[Summary, ...]:
         """One summary per arm and model."""
         return tuple(

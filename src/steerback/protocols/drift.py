@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from pydantic import Field
 
 from steerback.records import Record
 from steerback.tomlfile import Table
+
+T = TypeVar("T")
 
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 
@@ -24,6 +28,20 @@ class DriftSettings(Table):
         ge=4,
         description="Longest prefill in words; it ends with a sentence, and before any restart.",
     )
+
+
+def per_direction(
+    records: Iterable[Record], make: Callable[[Record], T | None], most: int
+) -> list[T]:
+    """What `make` makes of the records, at most so many of each direction; None is left out."""
+    kept: dict[str, int] = {}
+    out = []
+    for record in records:
+        direction = record.trial.cluster
+        if kept.get(direction, 0) < most and (made := make(record)) is not None:
+            kept[direction] = kept.get(direction, 0) + 1
+            out.append(made)
+    return out
 
 
 def off_topic(record: Record, settings: DriftSettings) -> str:

@@ -13,8 +13,8 @@ from pydantic import Field
 from steerback import regions
 from steerback.protocols.base import Analysis, Cell, Inputs, Sheet, trial
 from steerback.protocols.bench import Bench
-from steerback.protocols.drift import whole_sentences
-from steerback.protocols.twins import comparisons, twins
+from steerback.protocols.drift import per_direction, whole_sentences
+from steerback.protocols.twins import arms_of, comparisons
 from steerback.records import Record, Records
 from steerback.stats import Comparison, Cutoffs, Mean, Outcome, summarise
 from steerback.stats.bootstrap import (
@@ -83,17 +83,15 @@ class MatchedPrefix:
     def before(self, bench: Bench, inputs: Inputs, settings: Table) -> Any:
         own = cast("Settings", settings)
         plain = {(r.trial.question, r.trial.seed): r for r in bench.records.of("baseline")}
-        kept: dict[str, int] = {}
-        found = []
-        for record in bench.records.of("esr"):
-            direction = record.trial.cluster
+
+        def episode(record: Record) -> dict[str, Any] | None:
             twin = plain.get((record.trial.question, record.trial.seed))
             texts = prefixes(record, twin, own.words)
-            if texts and kept.get(direction, 0) < own.per_direction:
-                kept[direction] = kept.get(direction, 0) + 1
-                seed = derive_seed(inputs.seed, self.name, record.trial.key)
-                found.append(asdict(Episode(record.trial.question, direction, seed, texts)))
-        return found
+            seed = derive_seed(inputs.seed, self.name, record.trial.key)
+            made = Episode(record.trial.question, record.trial.cluster, seed, texts)
+            return asdict(made) if texts else None
+
+        return per_direction(bench.records.of("esr"), episode, own.per_direction)
 
     def plan(self, inputs: Inputs, settings: Table) -> list[Trial]:
         by_id = {d.id: d for d in inputs.directions}
@@ -119,14 +117,13 @@ class MatchedPrefix:
             return Analysis()
         episodes = [Episode(**e) for e in found]
         directions = {e.seed: e.direction for e in episodes}
-        stored = {arm for arm, _ in records.arms(self.name)}
-        arms = {arm: twins(records, self.name, arm, directions) for arm in ARMS if arm in stored}
+        arms = arms_of(records, self.name, ARMS, directions)
         after = {
             arm: [_after(o, scores[o.trial_key]) for o in outcomes]
             for arm, outcomes in arms.items()
             for scores in [_scores(records, arm)]
         }
-        model = next((m for _, m in records.arms(self.name)), "")
+        model = records.model(self.name)
         sheets = [_texts(episodes)]
         if len(after) == len(ARMS):
             sheets.insert(0, _explained(after))

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from steerback.protocols.base import Analysis, Cell, Direction, Entry, Inputs, Sheet, trial
 from steerback.protocols.bench import Bench
-from steerback.protocols.drift import DriftSettings, off_topic
-from steerback.protocols.twins import comparisons, twins
-from steerback.records import Records
+from steerback.protocols.drift import DriftSettings, off_topic, per_direction
+from steerback.protocols.twins import arms_of, comparisons
+from steerback.records import Record, Records
 from steerback.stats import summarise
 from steerback.tomlfile import Table
 from steerback.types import Intervention, Trial, derive_seed
@@ -100,13 +100,8 @@ class Prefill:
             return Analysis()
         prefixes = [Prefix(**p) for p in found]
         directions = {p.seed: p.direction for p in prefixes}
-        stored = {arm for arm, _ in records.arms(self.name)}
-        arms = {
-            arm: twins(records, self.name, arm, directions)
-            for arm in (UNSTEERED, STEERED, AFTER, OTHER)
-            if arm in stored
-        }
-        model = next((m for _, m in records.arms(self.name)), "")
+        arms = arms_of(records, self.name, (UNSTEERED, STEERED, AFTER, OTHER), directions)
+        model = records.model(self.name)
         return Analysis(
             tuple(summarise(o, protocol=self.name, arm=a, model=model) for a, o in arms.items()),
             tuple(comparisons(arms, AGAINST, MEASURES)),
@@ -126,24 +121,20 @@ def _arms(prefix: Prefix, direction: Direction) -> list[tuple[str, str, list[Int
 
 
 def _prefixes(bench: Bench, inputs: Inputs, settings: Settings) -> list[Prefix]:
-    kept: dict[str, int] = {}
-    found = []
-    for record in bench.records.of("esr"):
-        text, direction = off_topic(record, settings), record.trial.cluster
-        if not text or kept.get(direction, 0) >= settings.per_direction:
-            continue
-        kept[direction] = kept.get(direction, 0) + 1
-        found.append(
-            Prefix(
-                record.trial.question,
-                text,
-                len(bench.encode(text)),
-                direction,
-                derive_seed(inputs.seed, "prefill", record.trial.key),
-                record.outcome.first or 0.0,
-            )
+    def prefix(record: Record) -> Prefix | None:
+        text = off_topic(record, settings)
+        if not text:
+            return None
+        return Prefix(
+            record.trial.question,
+            text,
+            len(bench.encode(text)),
+            record.trial.cluster,
+            derive_seed(inputs.seed, "prefill", record.trial.key),
+            record.outcome.first or 0.0,
         )
-    return found
+
+    return per_direction(bench.records.of("esr"), prefix, settings.per_direction)
 
 
 def with_others(

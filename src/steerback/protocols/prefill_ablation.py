@@ -7,7 +7,6 @@ begins off topic, so that every trial can recover: the most powerful test of the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, cast
 
 from pydantic import Field
@@ -16,8 +15,9 @@ from steerback.events import compare_event, either, explicit, silent
 from steerback.protocols.base import Analysis, Inputs
 from steerback.protocols.bench import Bench
 from steerback.protocols.clamping import DETECTORS, clamped_arms, contrasts, forest
-from steerback.protocols.drift import DriftSettings, off_topic
-from steerback.records import Records
+from steerback.protocols.drift import DriftSettings, off_topic, per_direction
+from steerback.protocols.twins import arms_of
+from steerback.records import Record, Records
 from steerback.stats import Outcome, summarise
 from steerback.tomlfile import Table
 from steerback.types import Intervention, Message, Trial, derive_seed
@@ -40,21 +40,18 @@ class PrefillAblation:
 
     def before(self, bench: Bench, inputs: Inputs, settings: Table) -> Any:
         own = cast("Settings", settings)
-        kept: dict[str, int] = {}
-        texts = []
-        for record in bench.records.of("esr"):
+
+        def drifted(record: Record) -> dict[str, Any] | None:
             text = off_topic(record, own)
-            if text and kept.get(record.trial.cluster, 0) < own.per_direction:
-                kept[record.trial.cluster] = kept.get(record.trial.cluster, 0) + 1
-                texts.append(
-                    {
-                        "question": record.trial.question,
-                        "text": text,
-                        "direction": record.trial.cluster,
-                        "seed": derive_seed(inputs.seed, self.name, record.trial.key),
-                    }
-                )
-        return texts
+            found = {
+                "question": record.trial.question,
+                "text": text,
+                "direction": record.trial.cluster,
+                "seed": derive_seed(inputs.seed, self.name, record.trial.key),
+            }
+            return found if text else None
+
+        return per_direction(bench.records.of("esr"), drifted, own.per_direction)
 
     def plan(self, inputs: Inputs, settings: Table) -> list[Trial]:
         layer = inputs.directions[0].layer if inputs.directions else 0
@@ -83,7 +80,7 @@ class PrefillAblation:
         if found is None:
             return Analysis()
         arms = _arms(records, {text["seed"]: text["direction"] for text in found})
-        model = next((m for _, m in records.arms(self.name)), "")
+        model = records.model(self.name)
         summaries = [
             summarise(outcomes, protocol=self.name, arm=arm, model=model)
             for arm, outcomes in arms.items()
@@ -104,18 +101,11 @@ class PrefillAblation:
 def _arms(records: Records, directions: Mapping[int, str]) -> dict[str, list[Outcome]]:
     """Outcomes by arm, clustered by the direction that the prefill came from."""
     names = sorted({arm for arm, _ in records.arms("prefill_ablation")}, key=_first_the_free)
-    return {arm: _outcomes(records, arm, directions) for arm in names}
+    return arms_of(records, "prefill_ablation", names, directions)
 
 
 def _first_the_free(arm: str) -> tuple[bool, bool, str]:
     return arm != FREE, arm != DETECTORS, arm
-
-
-def _outcomes(records: Records, arm: str, directions: Mapping[int, str]) -> list[Outcome]:
-    return [
-        replace(r.outcome, cluster=directions[r.trial.seed])
-        for r in records.of("prefill_ablation", arm)
-    ]
 
 
 PROTOCOL = PrefillAblation()

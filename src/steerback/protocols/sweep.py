@@ -85,7 +85,7 @@ class Sweep:
             return Analysis()
         arms = {level: _outcomes(records, level) for level in _levels(found)}
         arms = {level: outcomes for level, outcomes in arms.items() if outcomes}
-        model = next((m for _, m in records.arms(self.name)), "")
+        model = records.model(self.name)
         summaries = {
             level: summarise(o, protocol=self.name, arm=level.arm, model=model)
             for level, o in arms.items()

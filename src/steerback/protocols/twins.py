@@ -30,6 +30,14 @@ def twins(
     ]
 
 
+def arms_of(
+    records: Records, protocol: str, arms: Sequence[str], directions: Mapping[int, str]
+) -> dict[str, list[Outcome]]:
+    """The `twins` of those of the arms that are stored, in the order given."""
+    stored = {arm for arm, _ in records.arms(protocol)}
+    return {a: twins(records, protocol, a, directions) for a in arms if a in stored}
+
+
 def comparisons(
     arms: Arms, against: Sequence[tuple[str, str]], measures: Sequence[str]
 ) -> Iterator[tuple[str, Comparison]]:
