@@ -73,6 +73,40 @@ def spans(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, list[tuple[int
     return text, out
 
 
+def located(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids of a piece of text as `encode_text` has them, and the characters [start, end) of
+    `text` that each covers: overlapping where a character is made of several tokens.
+
+    Raises UserError if the tokenizer changes the text so that its tokens cannot be found in it.
+    """
+    if getattr(tokenizer, "is_fast", False):
+        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(found["input_ids"]), [(a, b) for a, b in found["offset_mapping"]]
+    ids = encode_text(tokenizer, text)
+    back, places = spans(tokenizer, ids)
+    if back != text:
+        raise UserError(
+            f"the tokenizer does not give {text[:40]!r} back as it was; its tokens cannot be told "
+            "apart by characters"
+        )
+    return ids, places
+
+
+def end_of_turn(tokenizer: Tokenizer) -> list[int]:
+    """Token ids that the chat template puts behind an answer; the end token if it puts none.
+
+    White space behind them belongs to the next turn.
+    """
+    said = "qzxq"
+    turns = [{"role": "user", "content": said}, {"role": "assistant", "content": said}]
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False, date_string=DATE))
+    tail = text[text.rindex(said) + len(said) :].strip()
+    ids = encode_text(tokenizer, tail)
+    if ids or tokenizer.eos_token_id is None:
+        return ids
+    return [int(tokenizer.eos_token_id)]
+
+
 def _settled(text: str, prefix: str) -> int:
     """How many characters of `text` a decoded prefix has settled."""
     n = min(len(text), len(prefix))

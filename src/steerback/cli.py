@@ -14,6 +14,7 @@ from rich.console import Console
 
 from steerback import vector_commands
 from steerback.errors import UserError
+from steerback.finetune import command as finetune_commands
 
 app = typer.Typer(
     help="Measure whether a language model steers back when it is pushed off course from inside.",
@@ -24,6 +25,7 @@ app = typer.Typer(
 organism_app = typer.Typer(help="Model organisms: make them, check them.", no_args_is_help=True)
 app.add_typer(organism_app, name="organism")
 app.add_typer(vector_commands.app, name="vectors")
+app.add_typer(finetune_commands.app, name="finetune")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 

@@ -99,7 +99,7 @@ class HFEngine:
         kind = _dtype(dtype, device)
         placed = placement(quantize, device_map, kind, device)
         try:
-            with _no_loading_bar():
+            with no_loading_bar():
                 tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
                 model = AutoModelForCausalLM.from_pretrained(
                     path, dtype=kind, revision=revision, **placed
@@ -360,7 +360,7 @@ class HFEngine:
 
 
 @contextmanager
-def _no_loading_bar() -> Iterator[None]:
+def no_loading_bar() -> Iterator[None]:
     """Progress is ours to show: the library's own bar would write over it."""
     from transformers.utils import logging
 

@@ -1,0 +1,159 @@
+"""`steerback finetune`: rows to train on, the training, the comparison of what it did."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from steerback.errors import UserError
+
+app = typer.Typer(help="Training self-correction in, and measuring it.", no_args_is_help=True)
+out = Console(highlight=False)
+
+Against = Annotated[
+    list[str],
+    typer.Option(help="Set of questions that is evaluated on besides the packaged ones."),
+]
+
+
+@app.command("data")
+def data(
+    to: Annotated[Path, typer.Argument(help="File to write (.jsonl).")],
+    file: Annotated[
+        Path | None, typer.Option("--from", help="Rows of a JSONL file, checked.")
+    ] = None,
+    organism: Annotated[
+        bool, typer.Option("--organism", help="Rows in the organisms' language.")
+    ] = False,
+    count: Annotated[int, typer.Option(min=1, help="Rows to make.")] = 2000,
+    corrections: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of self-corrections among them.")
+    ] = 0.5,
+    against: Against = [],  # noqa: B006
+    seed: Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")] = 0,
+) -> None:
+    """Write rows to train on: spans checked, near duplicates and evaluation questions kept out."""
+    from steerback.finetune import gather, organisms, rows
+
+    if to.exists():
+        raise UserError(f"{to} exists; choose another name or delete it first")
+    if (file is not None) + organism != 1:
+        raise UserError("say where rows come from: --from FILE or --organism")
+    if file is not None:
+        found = gather.fit(rows.read(file), against, f"{file}: row")
+    else:
+        found = gather.fit(organisms.rows(count, corrections, seed), against)
+    gather.save(found, to)
+    out.print(found.counts(), soft_wrap=True)
+    out.print(f"wrote {to}; train on it: steerback finetune train MODEL {to}", soft_wrap=True)
+
+
+@app.command("train")
+def train(
+    base: Annotated[
+        str,
+        typer.Argument(help="A preset, a configuration, an id or a folder."),
+    ],
+    rows: Annotated[Path, typer.Argument(help="Rows (`steerback finetune data`).")],
+    to: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
+    settings: Annotated[
+        str, typer.Option(help="published, organism, or a TOML file.")
+    ] = "published",
+    full: Annotated[bool, typer.Option("--full", help="Every weight instead of adapters.")] = False,
+    share: Annotated[
+        float | None, typer.Option(help="Share of self-corrections; else as the file has it.")
+    ] = None,
+    under_steering: Annotated[
+        bool, typer.Option("--under-steering", help="Steer rows while they are trained on.")
+    ] = False,
+    target: Annotated[
+        str | None, typer.Option(help="Of steered rows: correction, or clean (its answer alone).")
+    ] = None,
+    directions: Annotated[
+        str | None, typer.Option(help="To steer along: sae, vectors, random or row.")
+    ] = None,
+    vectors: Annotated[str | None, typer.Option(help="File of vectors to steer along.")] = None,
+    strength: Annotated[
+        str | None, typer.Option(help="Range of strengths, LOW:HIGH, in median residual norms.")
+    ] = None,
+    layer: Annotated[
+        list[int], typer.Option(help="Layer to steer; may be given several times.")
+    ] = [],  # noqa: B006
+    epochs: Annotated[int | None, typer.Option(min=1, help="Times every row is seen.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of the adapters.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the training.")] = None,
+    against: Against = [],  # noqa: B006
+) -> None:
+    """Train a model on rows, steered meanwhile if wanted. Run it again to resume."""
+    from steerback.console import Terminal
+    from steerback.finetune import work
+    from steerback.finetune.settings import load
+
+    given = {"share": share, "epochs": epochs, "rate": rate, "rank": rank, "seed": seed}
+    changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+    if full:
+        changes["method"] = "full"
+    steering = _steering(target, directions, vectors, strength, layer)
+    if steering and not under_steering:
+        raise UserError(f"--{next(iter(steering))} is of a training --under-steering")
+    if under_steering:
+        changes["steering"] = steering
+    job = work.Job(
+        base=work.base_of(base),
+        rows=rows,
+        folder=to,
+        settings=load(settings, changes),
+        command=shlex.join(["steerback", *sys.argv[1:]]),
+        against=tuple(against),
+    )
+    with Terminal(out) as ui:
+        record = work.train(job, ui.stage, _shown(ui))
+    out.print(
+        f"loss {record['loss']['first']:.3f} -> {record['loss']['last']:.3f} in "
+        f"{record['minutes']:g} minutes; {to / work.MERGED} loads like any model",
+        soft_wrap=True,
+    )
+
+
+def _steering(
+    target: str | None,
+    directions: str | None,
+    vectors: str | None,
+    strength: str | None,
+    layers: list[int],
+) -> dict[str, Any]:
+    given: dict[str, Any] = {"target": target, "vectors": vectors, "layers": layers or None}
+    given["directions"] = directions or ("vectors" if vectors else None)
+    if strength is not None:
+        try:
+            given["strength"] = [float(x) for x in strength.split(":")]
+        except ValueError:
+            raise UserError(
+                f"--strength is {strength!r}; write two numbers, such as 0.2:0.8"
+            ) from None
+    return {k: v for k, v in given.items() if v is not None}
+
+
+def _shown(ui: Any) -> Any:
+    """Tells a terminal of each step, and anything else of each tenth."""
+    from steerback.engine.base import Progress as Shown
+    from steerback.finetune.training import Progress
+
+    first: list[int] = []
+
+    def report(p: Progress) -> None:
+        first.append(p.step - 1) if not first else None
+        done, total = p.step - first[0], p.total - first[0]
+        ui.progress(f"loss {p.loss:.3f}", Shown(done, total, p.tokens, p.seconds))
+        tenth = max(1, p.total // 10)
+        if not ui.console.is_terminal and (p.step % tenth == 0 or p.step == p.total):
+            rate = p.tokens / p.seconds if p.seconds else 0.0
+            out.print(f"  step {p.step:,} of {p.total:,}: loss {p.loss:.3f}, {rate:,.0f} tokens/s")
+
+    return report
