@@ -121,6 +121,57 @@ def train(
     )
 
 
+@app.command("compare")
+def compare(
+    base: Annotated[str, typer.Argument(help="The base: a preset or a configuration.")],
+    tuned: Annotated[list[Path], typer.Argument(help="Folders of finished trainings.")],
+    folder: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("runs/finetune"),
+    latents: Annotated[
+        int, typer.Option(min=1, help="Directions that no model was trained along.")
+    ] = 24,
+    seen: Annotated[int, typer.Option(min=0, help="Directions that some were, besides.")] = 8,
+    prompts: Annotated[int, typer.Option(min=1, help="Questions per direction and arm.")] = 8,
+    dose: Annotated[
+        list[float], typer.Option(help="Strength that all get, over the base's threshold.")
+    ] = [0.5, 0.75, 1.0, 1.5],  # noqa: B006
+    layer: Annotated[
+        list[int], typer.Option(help="Another layer to steer; may be given several times.")
+    ] = [],  # noqa: B006
+    random: Annotated[int, typer.Option(min=0, help="Random directions.")] = 12,
+    held_out: Annotated[
+        str, typer.Option(help="Held-out questions; auto: the set that belongs to the base's.")
+    ] = "auto",
+) -> None:
+    """Measure a base and its tuned models alike, and what training changed. Run it again to resume."""
+    from steerback.console import Terminal, headline
+    from steerback.finetune import compare as comparing
+    from steerback.finetune import page
+    from steerback.finetune.work import base_of
+
+    if any(f <= 0 for f in dose) or len(set(dose)) < len(dose):
+        raise UserError("--dose takes different numbers above 0")
+    wanted = comparing.Wanted(
+        base=base_of(base),
+        tuned=tuple(tuned),
+        folder=folder,
+        latents=latents,
+        seen=seen,
+        per_direction=prompts,
+        factors=tuple(sorted(dose)),
+        layers=tuple(layer),
+        random=random,
+        held_out=held_out,
+    )
+    wanted.models()
+    with Terminal(out) as ui:
+        comparing.run(wanted, ui)
+        evidence, _, written = page.write(wanted)
+    out.print(headline(s for s in written.summaries if s.protocol in ("baseline", "esr")))
+    for contrast, arm, said in page.headline(evidence):
+        out.print(f"ESR, {contrast}, {arm}: {said} points", soft_wrap=True)
+    out.print(f"report: {written.path}", soft_wrap=True)
+
+
 def _steering(
     target: str | None,
     directions: str | None,

@@ -64,12 +64,16 @@ class Forward:
 
     def loss(self, part: Piece) -> Tensor:
         """Sum over tokens of weight times cross-entropy."""
+        return self.losses(part).sum()
+
+    def losses(self, part: Piece) -> Tensor:
+        """[rows, length - 1]: weight times cross-entropy of each token but the first; 0 if masked."""
         logits = self.logits(part)[:, :-1]
         weights = part.weights.to(self.device)[:, 1:]
         counted = weights > 0
         targets = part.ids.to(self.device)[:, 1:][counted]
         lost = torch.nn.functional.cross_entropy(logits[counted].float(), targets, reduction="none")
-        return (lost * weights[counted]).sum()
+        return torch.zeros_like(weights).masked_scatter(counted, lost * weights[counted])
 
     def logits(self, part: Piece) -> Tensor:
         """[rows, length, vocabulary]. Padding stands on the right, where no token attends to it."""

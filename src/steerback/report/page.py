@@ -48,7 +48,11 @@ def write_report(folders: Sequence[Path], out: Path | None = None, judge: str = 
             "the run is"
         )
     target = out or _common(places)
-    target = target / "report.html" if target.is_dir() else target
+    return write_runs(runs, target / "report.html" if target.is_dir() else target)
+
+
+def write_runs(runs: Sequence[Run], target: Path) -> Written:
+    """Write the page of runs that were read. Raises UserError for a place that cannot be written."""
     try:
         figures = target.parent / FIGURES
         figures.mkdir(parents=True, exist_ok=True)
