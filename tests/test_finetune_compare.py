@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from steerback import organism
 from steerback.config import from_preset
@@ -16,6 +18,8 @@ from steerback.errors import UserError
 from steerback.finetune import compare, design, organisms, page, perplexity, rows, settings, work
 from steerback.finetune.compare import BASE, MAIN, Wanted
 from steerback.finetune.evidence import HELD_OUT, PLAIN, SEEN, UNSEEN
+from steerback.report import charts
+from steerback.report.gallery import Gallery, Shown
 from steerback.report.wording import entry
 from steerback.sae import load_sae
 from steerback.store import Store
@@ -46,7 +50,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         random=2,
     )
     compare.run(wanted)
-    evidence, analysis, _ = page.write(wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        # the figures of whole runs take longer than the runs, and have tests of their own
+        patch.setattr(Gallery, "draw", lambda _, parts, *__: Shown("-".join(parts), Markup(), ""))
+        evidence, analysis, _ = page.write(wanted)
     return wanted, evidence, analysis
 
 
@@ -128,6 +135,8 @@ def test_differences_are_paired_and_every_table_is_there(made: Made) -> None:
             assert len(row) == len(sheet.columns), sheet.title
             assert all(entry(x).value for x in row)
     assert {c.title for c in analysis.charts} >= {"Loss of plain", "Loss of steered"}
+    for chart in analysis.charts:
+        charts.draw(Figure(), chart)
     html = (wanted.folder / "report.html").read_text("utf-8")
     assert "What did training change" in html
     assert "Does it generalise?" in html

@@ -30,24 +30,51 @@ def data(
     organism: Annotated[
         bool, typer.Option("--organism", help="Rows in the organisms' language.")
     ] = False,
+    writer: Annotated[
+        str, typer.Option(help="A model writes them: hf:MODEL or PROVIDER/MODEL.")
+    ] = "",
+    own: Annotated[
+        str, typer.Option("--self", help="A preset or configuration, from its own steered text.")
+    ] = "",
+    questions: Annotated[
+        str, typer.Option(help="Questions to train on: a file, or organism:train.")
+    ] = "",
+    subjects: Annotated[
+        Path | None, typer.Option(help="Off-topic subjects, one a line; else the packaged ones.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Rows to make.")] = 2000,
     corrections: Annotated[
         float, typer.Option(min=0, max=1, help="Share of self-corrections among them.")
     ] = 0.5,
+    strength: Annotated[
+        str, typer.Option(help="Of --self: range of strengths, in median residual norms.")
+    ] = "0.5:1.5",
+    calls: Annotated[int | None, typer.Option(min=1, help="Most calls to a provider.")] = None,
+    base_url: Annotated[str, typer.Option(help="OpenAI-compatible server.")] = "",
     against: Against = [],  # noqa: B006
     seed: Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")] = 0,
 ) -> None:
     """Write rows to train on: spans checked, near duplicates and evaluation questions kept out."""
-    from steerback.finetune import gather, organisms, rows
+    from steerback.finetune import gather, sources
 
     if to.exists():
         raise UserError(f"{to} exists; choose another name or delete it first")
-    if (file is not None) + organism != 1:
-        raise UserError("say where rows come from: --from FILE or --organism")
-    if file is not None:
-        found = gather.fit(rows.read(file), against, f"{file}: row")
-    else:
-        found = gather.fit(organisms.rows(count, corrections, seed), against)
+    wanted = sources.Wanted(
+        file=file,
+        organism=organism,
+        writer=writer,
+        own=own,
+        questions=questions,
+        subjects=subjects,
+        count=count,
+        corrections=corrections,
+        strength=_range(strength),
+        against=tuple(against),
+        seed=seed,
+        cache=to.with_suffix(".answers.sqlite"),
+        settings={k: v for k, v in (("cap", calls), ("base_url", base_url)) if v},
+    )
+    found = sources.gathered(wanted)
     gather.save(found, to)
     out.print(found.counts(), soft_wrap=True)
     out.print(f"wrote {to}; train on it: steerback finetune train MODEL {to}", soft_wrap=True)
@@ -182,13 +209,16 @@ def _steering(
     given: dict[str, Any] = {"target": target, "vectors": vectors, "layers": layers or None}
     given["directions"] = directions or ("vectors" if vectors else None)
     if strength is not None:
-        try:
-            given["strength"] = [float(x) for x in strength.split(":")]
-        except ValueError:
-            raise UserError(
-                f"--strength is {strength!r}; write two numbers, such as 0.2:0.8"
-            ) from None
+        given["strength"] = list(_range(strength))
     return {k: v for k, v in given.items() if v is not None}
+
+
+def _range(said: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, said.split(":"))
+    except ValueError:
+        raise UserError(f"--strength is {said!r}; write two numbers, such as 0.2:0.8") from None
+    return low, high
 
 
 def _shown(ui: Any) -> Any:

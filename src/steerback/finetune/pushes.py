@@ -117,3 +117,24 @@ def random_vectors(count: int, d_model: int, seed: int) -> VectorSet:
 def of_vectors(vectors: VectorSet) -> list[Candidate]:
     labels = vectors.labels or ("",) * vectors.n
     return [Candidate(k, label) for k, label in enumerate(labels)]
+
+
+def of_rows(
+    rows: Sequence[Row], candidates: Sequence[Candidate]
+) -> tuple[list[Candidate], list[Candidate], list[int]]:
+    """(directions that rows were written under, candidates that share no label with them, layers).
+
+    UserError if no row has one.
+    """
+    found = [r.push for r in rows if r.push is not None]
+    if not found:
+        raise UserError(
+            "no row says under which push it was written (`steerback finetune data --self` writes "
+            "such rows); steer along sae, vectors or random directions instead"
+        )
+    labels = {c.index: c.label for c in candidates}
+    used = [Candidate(k, labels.get(k, "")) for k in sorted({p.index for p in found})]
+    closed = {c.label.casefold() for c in used if c.label}
+    indices = {c.index for c in used}
+    others = [c for c in candidates if c.index not in indices and c.label.casefold() not in closed]
+    return used, others, sorted({p.layer for p in found})

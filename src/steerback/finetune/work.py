@@ -94,7 +94,7 @@ def _train(
     if (done := _finished(job.folder, identity)) is not None:
         say(f"{job.folder} is finished already")
         return done
-    live, packer = _steering(job, engine, say)
+    live, packer = _steering(job, engine, training, say)
     encoder = Encoder(
         engine.tokenizer,
         trained=job.settings.trained,
@@ -161,19 +161,22 @@ def _encoded(encoder: Encoder, rows: Sequence[Row], where: str) -> list[Sample]:
 
 
 def _steering(
-    job: Job, engine: HFEngine, say: Callable[[str], None]
+    job: Job, engine: HFEngine, rows: Sequence[Row], say: Callable[[str], None]
 ) -> tuple[Pushes | None, steer.Packer | None]:
     """Directions and the packer of a training under steering; none of both without."""
     own = job.settings.steering
     if own is None:
         return None, None
     source, candidates = _directions(job, own, engine)
-    trained, held_out = pushes.kept(candidates, own.held_out, job.settings.seed)
     layers = own.layers or [job.base.model.steer_layer]
+    if own.directions == "row":
+        trained, held_out, layers = pushes.of_rows(rows, candidates)
+    else:
+        trained, held_out = pushes.kept(candidates, own.held_out, job.settings.seed)
+    questions = load_prompts(job.base.prompts).questions[:NORM_QUESTIONS]
     for layer in layers:
         engine.check_layer(layer, "steering.layers")
         if own.unit == "resid" or own.directions == "row":
-            questions = load_prompts(job.base.prompts).questions[:NORM_QUESTIONS]
             norm = engine.measure_norm(layer, questions)
             say(f"median residual norm of layer {layer}: {norm:.4g}")
     live = Pushes(own, source, trained, layers, job.settings.seed, held_out)
