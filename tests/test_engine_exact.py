@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import models
@@ -89,7 +90,11 @@ def organism_trials(n: int) -> list[Trial]:
 
 
 def logits_of(
-    e: HFEngine, trials: list[Trial], monkeypatch: pytest.MonkeyPatch, watch: Watch | None = None
+    e: HFEngine,
+    trials: list[Trial],
+    monkeypatch: pytest.MonkeyPatch,
+    watch: Watch | None = None,
+    opening: str = "",
 ) -> dict[str, Tensor]:
     """By trial: the logits [tokens, vocab] from which it drew."""
     seen: dict[str, list[Tensor]] = {}
@@ -104,7 +109,7 @@ def logits_of(
 
     with monkeypatch.context() as patch:
         patch.setattr(Decoding, "_accept", record)
-        done = list(e.generate(trials, watch=watch))
+        done = list(e.generate(trials, watch=watch, opening=opening))
     assert {g.trial_key: len(g.token_ids) for g in done} == {k: len(v) for k, v in seen.items()}
     return {key: torch.stack(rows) for key, rows in seen.items()}
 
@@ -119,6 +124,26 @@ def subject(folder: Path, kind: str, backend: str) -> tuple[HFEngine, list[Trial
     if kind == "organism":
         return organism_engine(backend), organism_trials(65)
     return engine(folder, kind, backend), tiny_trials(65)
+
+
+@pytest.mark.parametrize(("kind", "backend"), SUBJECTS)
+def test_a_common_opening_is_read_once_and_no_batch_shows(
+    folder: Path, kind: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trials whose prompts are steered are read whole."""
+    e, trials = subject(folder, kind, backend)
+    if not e.block.exact:
+        pytest.skip("no number of rows is exact for this model on this machine")
+    opening = "how do i keep the recursive function from a slow answer " * 4
+    asked = [replace(t, messages=(Message("user", opening + t.question),)) for t in trials]
+    chosen = asked[::9]
+    e.slots = 17
+    whole = logits_of(e, chosen, monkeypatch)
+    together = logits_of(e, asked[:40], monkeypatch, opening=opening)
+    for t in chosen[:5]:
+        (alone,) = logits_of(e, [t], monkeypatch, opening=opening).values()
+        assert torch.equal(alone, together[t.key])
+        torch.testing.assert_close(alone, whole[t.key], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "backend"), SUBJECTS)

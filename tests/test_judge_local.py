@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import models
 import pytest
 
 from steerback.engine.hf import HFEngine
+from steerback.engine.slots import Job
 from steerback.errors import UserError
 from steerback.judge.base import Request
 from steerback.judge.local import EngineJudge
 from steerback.judge.prompt import Prompt, estimate_tokens
 from steerback.judge.verify import read_notes
-from steerback.types import Generation, Trial
+from steerback.types import Generation, Intervention, Sampling, Trial
 
 TINY = Prompt("Q {question} R {response} A")
 
@@ -110,6 +113,57 @@ def test_a_batch_says_what_one_call_at_a_time_says(n: int) -> None:
     together = judge.judge(requests)
     assert together == [judge.judge([r])[0] for r in requests]
     assert all(v.status == "error" for v in together)
+
+
+LONG = Prompt("Grade what comes next, and be severe about it. " * 3 + "Q {question} R {response} A")
+
+
+@pytest.mark.parametrize("backend", ["fused", "transformers"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "qwen3"])
+def test_instructions_are_read_once_and_say_the_same(
+    kind: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = HFEngine(models.build(kind), models.tokenizer(), name="tiny", slots=8, backend=backend)
+    requests = [Request(str(i), f"Q{i % 5}", f"Response {i} " + "x" * i) for i in range(17)]
+    judge = EngineJudge(engine, prompt=LONG, max_tokens=6, patience=None)
+    read = _tokens_read(engine, monkeypatch)
+    together = judge.judge(requests)
+    shared = sum(read)
+    assert together == [judge.judge([r])[0] for r in requests]
+    read.clear()
+    engine.generate = partial(_without_opening, engine.generate)  # type: ignore[method-assign]
+    assert judge.judge(requests) == together
+    assert shared < sum(read) / 2
+
+
+def _tokens_read(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of each prefill from now on, padding included."""
+    read: list[int] = []
+    prefill = engine.backend.prefill
+
+    def counted(cache: Any, ids: Any, *rest: Any) -> Any:
+        read.append(ids.numel())
+        return prefill(cache, ids, *rest)
+
+    monkeypatch.setattr(engine.backend, "prefill", counted)
+    return read
+
+
+def _without_opening(generate: Any, trials: Any, **kwargs: Any) -> Any:
+    return generate(trials, **{**kwargs, "opening": ""})
+
+
+def test_a_prompt_that_only_seems_to_begin_alike_is_read_whole() -> None:
+    opening = list(range(70))
+    plain = Trial("t", "", "tiny", "q", (), Sampling(), 0)
+    job = Job(plain, 0, list(range(80)), 4)
+    assert job.begins(opening)
+    assert not job.begins([])
+    assert not job.begins(list(range(76)))
+    assert not job.begins([1, *range(1, 70)])
+    for positions, free in (("generated", True), ("from:3", True), ("all", False)):
+        edit = Intervention("add", "sae", 0, 1.0, 1, positions=positions)
+        assert replace(job, trial=replace(plain, interventions=(edit,))).begins(opening) is free
 
 
 # The prompt

@@ -43,6 +43,16 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def opening_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids that every conversation of one user message begins with if that message begins with
+    `text`: the common start of two such that go on unlike each other."""
+    if not text:
+        return []
+    one, other = (encode_prompt(tokenizer, [Message("user", text + end)]) for end in ("A", "\n1"))
+    unlike = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return one[: next(unlike, min(len(one), len(other)))]
+
+
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of a piece of text, without special tokens."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []

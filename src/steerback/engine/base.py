@@ -40,8 +40,9 @@ class Backend(Protocol):
     block: Block
     """Rows of a step come in multiples of `block.rows`."""
 
-    def allocate(self, slots: int, capacity: int) -> Any:
-        """A cache of `slots` sequences of up to `capacity` tokens, for the methods below."""
+    def allocate(self, slots: int, capacity: int, opening: Tensor | None = None) -> Any:
+        """A cache of `slots` sequences of up to `capacity` tokens, for the methods below.
+        opening: ids [1, length] that all of them begin with, read now, once."""
         ...
 
     def prefill(
@@ -53,7 +54,8 @@ class Backend(Protocol):
         sites: Sites,
     ) -> Tensor:
         """Read prompts into slots. ids: [rows, longest], right-padded; lengths, slots: [rows].
-        Returns the logits [rows, vocab] after each row's last token. Sites see [rows * longest, d]."""
+        Returns the logits [rows, vocab] after each row's last token. Sites see [rows * longest, d].
+        In a cache with an opening, `ids` and `lengths` are of what follows it."""
         ...
 
     def step(self, cache: Any, tokens: Tensor, lengths: NDArray[np.int64], sites: Sites) -> Tensor:
@@ -143,8 +145,10 @@ class Engine(Protocol):
         *,
         watch: Watch | None = None,
         progress: Callable[[Progress], None] | None = None,
+        opening: str = "",
     ) -> Iterator[Generation]:
-        """Generations in the order in which they finish. The text of a trial depends on it alone."""
+        """Generations in the order in which they finish. The text of a trial depends on it alone.
+        opening: what the one message of each trial begins with, for an engine that can read it once."""
         ...
 
     def read(

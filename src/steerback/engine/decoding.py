@@ -19,7 +19,7 @@ from steerback.engine import exact
 from steerback.engine.base import Backend, Sites, Watch
 from steerback.engine.sampling import draw
 from steerback.engine.slots import Job, Rows, Table
-from steerback.engine.spans import in_force, later_starts, sequence_sites
+from steerback.engine.spans import Span, in_force, later_starts, sequence_sites
 from steerback.errors import UserError
 from steerback.types import FinishReason
 
@@ -70,6 +70,7 @@ class Decoding:
         stops: Ending,
         watch: Watch | None = None,
         listener: Callable[[Job, int], None] | None = None,
+        opening: Sequence[int] = (),
     ) -> None:
         # long trials first, so that the last to leave do not run alone for long
         self.queue = deque(sorted(jobs, key=lambda j: -j.trial.sampling.max_new_tokens))
@@ -77,11 +78,13 @@ class Decoding:
         self.slots = min(slots, len(jobs))
         """Trials at once."""
         self.block = backend.block.rows
+        self.opening = list(opening)
+        """What all prompts begin with."""
         rows = exact.up(self.slots, self.block)
         longest = max(j.trial.sampling.max_new_tokens for j in jobs)
         # a watched trial draws one token more, which is dropped
         capacity = exact.up(max(j.room for j in jobs) + 1, exact.LENGTH)
-        self.cache = backend.allocate(rows, capacity)
+        self.cache = backend.allocate(rows, capacity, self._opening_ids())
         self.table = Table(rows, capacity, longest, backend.vocab, backend.device)
         self.recorder = Recorder(watch, packer, self.table, longest) if watch else None
         self.rows: list[steer.Row] = [()] * rows
@@ -133,39 +136,53 @@ class Decoding:
         jobs: list[Job] = []
         longest = 0
         while self.queue and len(jobs) < room:
-            longest = max(longest, len(self.queue[0].prompt_ids))
+            longest = max(longest, self._to_read(self.queue[0]))
             if jobs and longest * (len(jobs) + 1) > PREFILL_TOKENS:
                 break
             jobs.append(self.queue.popleft())
         return jobs
 
+    def _opening_ids(self) -> Tensor | None:
+        ids = torch.tensor([self.opening], device=self.backend.device)
+        return ids if self.opening else None
+
+    def _to_read(self, job: Job) -> int:
+        """Tokens of the prompt after the opening."""
+        return len(job.prompt_ids) - len(self.opening)
+
     def _by_length(self, jobs: list[Job]) -> list[tuple[int, list[Job]]]:
         """Jobs whose prompts are padded to the same length, which depends on each prompt alone."""
         groups: dict[int, list[Job]] = {}
+        room = self.backend.context - len(self.opening)
         for job in jobs:
-            length = exact.padded(len(job.prompt_ids), self.block, self.backend.context)
+            length = exact.padded(self._to_read(job), self.block, room)
             groups.setdefault(length, []).append(job)
         return sorted(groups.items())
 
     def _enter(self, slots: list[int], jobs: list[Job], length: int) -> None:
         self.table.enter(slots, jobs)
         device = self.backend.device
-        lengths = np.array([len(j.prompt_ids) for j in jobs])
+        lengths = np.array([self._to_read(j) for j in jobs])
         ids = np.zeros((len(jobs), length), np.int64)
-        for row, job in zip(ids, jobs, strict=True):
-            row[: len(job.prompt_ids)] = job.prompt_ids
+        for row, job, n in zip(ids, jobs, lengths, strict=True):
+            row[:n] = job.prompt_ids[len(self.opening) :]
         rows = self.table.rows(slots)
         logits = self.backend.prefill(
             self.cache,
             torch.from_numpy(ids).to(device),
             lengths,
             np.asarray(slots),
-            sequence_sites(self.packer, [job.span for job in jobs], ids.shape[1]),
+            sequence_sites(self.packer, [self._span(job) for job in jobs], length),
         )
-        self._accept(rows, logits, ids.shape[1])
+        self._accept(rows, logits, len(self.opening) + length)
         for slot, job in zip(slots, jobs, strict=True):
             self._put_in_force(slot, job, job.prefill)
         self._write(slots)
+
+    def _span(self, job: Job) -> Span:
+        """Where the interventions act in what is read after the opening."""
+        n = self._to_read(job)
+        return Span(job.trial.interventions, n - job.prefill, n)
 
     def _put_in_force(self, slot: int, job: Job, at: int) -> None:
         """Note what edits the slot's next fed token, the `at`-th of its response."""

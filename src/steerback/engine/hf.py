@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from steerback import chat, steer
-from steerback.engine import reading, variants
+from steerback.engine import exact, reading, variants
 from steerback.engine.base import Backend, Pair, Pool, Progress, Reading, Site, Watch
 from steerback.engine.decoding import Decoding, Finished
-from steerback.engine.exact import Block
 from steerback.engine.fused import FusedDecoder, supports
 from steerback.engine.hooked import HookedModel, hooked
 from steerback.engine.loading import placement
@@ -116,7 +115,7 @@ class HFEngine:
         return cls(model, tokenizer, name=name or str(path), **settings)
 
     @property
-    def block(self) -> Block:
+    def block(self) -> exact.Block:
         """Rows that every product of a step has a multiple of, and whether that makes a trial's bits
         the same in any batch on this machine."""
         return self.backend.block
@@ -187,6 +186,7 @@ class HFEngine:
         watch: Watch | None = None,
         progress: Callable[[Progress], None] | None = None,
         listener: Callable[[Trial, int], None] | None = None,
+        opening: str = "",
     ) -> Iterator[Generation]:
         """See `Engine.generate`. `listener` is told each token as it is drawn.
 
@@ -196,7 +196,10 @@ class HFEngine:
         if watch is not None:
             self._check_watch(watch)
         self.packer.check([job.trial.interventions for job in jobs])
-        return self._generate(jobs, watch, progress, listener)
+        ids = chat.opening_ids(self.tokenizer, opening)
+        # a padded prompt then fits a cache whose capacity is padded
+        ids = ids[: len(ids) // exact.LENGTH * exact.LENGTH]
+        return self._generate(jobs, watch, progress, listener, ids)
 
     def _generate(
         self,
@@ -204,9 +207,10 @@ class HFEngine:
         watch: Watch | None,
         progress: Callable[[Progress], None] | None,
         listener: Callable[[Trial, int], None] | None,
+        opening: Sequence[int],
     ) -> Iterator[Generation]:
         start, tokens, done, total = time.perf_counter(), 0, 0, len(jobs)
-        for finished in self._every_variant(jobs, watch, listener):
+        for finished in self._every_variant(jobs, watch, listener, opening):
             for one in finished:
                 done, tokens = done + 1, tokens + len(one[1])
                 yield self._generation(one, watch)
@@ -215,17 +219,24 @@ class HFEngine:
                 progress(Progress(done, total, tokens, seconds))
 
     def _every_variant(
-        self, jobs: list[Job], watch: Watch | None, listener: Callable[[Trial, int], None] | None
+        self,
+        jobs: list[Job],
+        watch: Watch | None,
+        listener: Callable[[Trial, int], None] | None,
+        opening: Sequence[int],
     ) -> Iterator[list[Finished]]:
-        """Trials of one variant share weights and sites; the variants come one after another. Nothing
-        else may use the model meanwhile, for its weights may be a variant's."""
-        groups: dict[tuple[str, ...], list[Job]] = {}
+        """Trials of one variant share weights and sites; the variants come one after another, and so
+        do trials with and without the opening. Nothing else may use the model meanwhile, for its
+        weights may be a variant's."""
+        groups: dict[tuple[tuple[str, ...], bool], list[Job]] = {}
         for job in jobs:
-            groups.setdefault(job.trial.variant, []).append(job)
-        for variant, left in groups.items():
+            groups.setdefault((job.trial.variant, job.begins(opening)), []).append(job)
+        for (variant, begins), left in groups.items():
             with variants.in_force(self.hooked, variant):
                 while left:
-                    run = self._decoding(left, watch, listener, self._backend_of(variant))
+                    backend = self._backend_of(variant)
+                    begun = opening if begins else ()
+                    run = self._decoding(left, watch, listener, backend, begun)
                     left = []
                     try:
                         yield from _inference(run.steps())
@@ -246,6 +257,7 @@ class HFEngine:
         watch: Watch | None,
         listener: Callable[[Trial, int], None] | None,
         backend: Backend,
+        opening: Sequence[int],
     ) -> Decoding:
         tell = None if listener is None else (lambda job, token: listener(job.trial, token))
         return Decoding(
@@ -257,6 +269,7 @@ class HFEngine:
             stops=self._stops,
             watch=watch,
             listener=tell,
+            opening=opening,
         )
 
     def _halve_slots(self, used: int) -> None:

@@ -84,6 +84,7 @@ class Cursor:
     positions: Tensor | None = None
     """[rows] on a decode step; None while whole prompts are read."""
     width: int = 0
+    """Keys that a pass attends to; 0 is those of its own tokens."""
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -94,6 +95,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     def __init__(self, slots: int, capacity: int, cursor: Cursor) -> None:
         super().__init__()
         self.slots, self.capacity, self.cursor = slots, capacity, cursor
+        self.past: tuple[Tensor, Tensor] | None = None
+        """Keys and values [1, kv_heads, length, head_dim] of the opening."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         def room(like: Tensor) -> Tensor:
@@ -110,6 +113,11 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         cursor = self.cursor
         slots = cursor.slots.to(key_states.device)
         if cursor.positions is None:
+            if self.past is not None:
+                key_states, value_states = (
+                    torch.cat([old.expand(len(new), -1, -1, -1), new], 2)
+                    for old, new in zip(self.past, (key_states, value_states), strict=True)
+                )
             n = key_states.shape[2]
             self.keys[slots, :, :n], self.values[slots, :, :n] = key_states, value_states
             return key_states, value_states
@@ -139,6 +147,8 @@ class SlotCache:
     layers: list[SlotLayer]
     cursor: Cursor
     capacity: int
+    opening: int = 0
+    """Tokens that all sequences begin with."""
 
 
 class HookedModel:
@@ -187,10 +197,17 @@ class HookedModel:
             return {"full_attention": additive(past), "sliding_attention": additive(windowed)}
         return additive(past if self.kinds else windowed)
 
-    def allocate(self, slots: int, capacity: int) -> SlotCache:
+    def allocate(self, slots: int, capacity: int, opening: Tensor | None = None) -> SlotCache:
         cursor = Cursor(torch.zeros(0, dtype=torch.long))
         layers = [SlotLayer(slots, capacity, cursor) for _ in range(self.n_layers)]
-        return SlotCache(layers, cursor, capacity)
+        if opening is None:
+            return SlotCache(layers, cursor, capacity)
+        n = opening.shape[1]
+        read = self.allocate(1, n)
+        self.prefill(read, opening, np.array([n]), np.zeros(1, np.int64), {})
+        for layer, held in zip(layers, read.layers, strict=True):
+            layer.past = held.keys, held.values
+        return SlotCache(layers, cursor, capacity, n)
 
     def move(self, cache: SlotCache, source: int, target: int) -> None:
         for layer in cache.layers:
@@ -237,11 +254,12 @@ class HookedModel:
         slots: NDArray[np.int64],
         sites: Sites,
     ) -> Tensor:
+        start = cache.opening
         cache.cursor.slots = torch.from_numpy(slots).to(self.device)
-        cache.cursor.positions, cache.cursor.width = None, 0
+        cache.cursor.positions, cache.cursor.width = None, start and start + ids.shape[1]
         ends = torch.from_numpy(lengths - 1).to(self.device)
         with self._only_at(ends):
-            return self._sequence(cache, ids, sites, 0)[0, : len(ids)]
+            return self._sequence(cache, ids, sites, 0, start)[0, : len(ids)]
 
     @contextmanager
     def _only_at(self, ends: Tensor) -> Iterator[None]:
@@ -259,10 +277,16 @@ class HookedModel:
             handle.remove()
 
     def _sequence(
-        self, cache: SlotCache | None, ids: Tensor, sites: Sites, keep: int | Tensor
+        self,
+        cache: SlotCache | None,
+        ids: Tensor,
+        sites: Sites,
+        keep: int | Tensor,
+        start: int = 0,
     ) -> Tensor:
-        places = torch.arange(ids.shape[1], device=self.device)
-        return self._pass(cache, ids, places.expand(len(ids), -1), places, sites, keep)
+        """ids: [rows, length], the first of them at position `start`."""
+        places = torch.arange(start + ids.shape[1], device=self.device)
+        return self._pass(cache, ids, places[start:].expand(len(ids), -1), places, sites, keep)
 
     def forward(self, ids: Tensor, lengths: Tensor, sites: Sites) -> None:
         self._sequence(None, ids, sites, torch.zeros(1, dtype=torch.long, device=self.device))

@@ -6,6 +6,7 @@ sees the same shapes and addresses each time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steerback.engine.sampling import RowSettings, uniforms
-from steerback.engine.spans import Span
 from steerback.types import Trial
 
 
@@ -36,10 +36,11 @@ class Job:
         """Cache places the trial may need."""
         return len(self.prompt_ids) + self.trial.sampling.max_new_tokens
 
-    @property
-    def span(self) -> Span:
-        n = len(self.prompt_ids)
-        return Span(self.trial.interventions, n - self.prefill, n)
+    def begins(self, opening: Sequence[int]) -> bool:
+        """Whether the prompt begins with these tokens and goes on, with no intervention on them."""
+        n = len(opening)
+        alike = 0 < n < len(self.prompt_ids) - self.prefill and self.prompt_ids[:n] == opening
+        return alike and all(i.start is not None for i in self.trial.interventions)
 
 
 class Rows(NamedTuple):

@@ -19,6 +19,8 @@ class Question(Generic[T_co]):
 
     prompt: str
     read: Callable[[str], T_co]
+    opening: str = ""
+    """What the prompt begins with and shares with others, for a model that can read it once."""
 
 
 @dataclass(frozen=True)

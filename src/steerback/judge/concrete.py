@@ -44,7 +44,10 @@ _NAME, _UNKNOWN = 0.6, 0.3
 def rate_labels(labels: Sequence[str], asker: Asker, batch: int = BATCH) -> list[float | None]:
     """0-100 for each label, by asking a model about `batch` at a time; None where that failed."""
     groups = [labels[i : i + batch] for i in range(0, len(labels), batch)]
-    questions = [Question(_prompt(group), partial(read_ratings, n=len(group))) for group in groups]
+    questions = [
+        Question(_prompt(group), partial(read_ratings, n=len(group)), _template().split(_PLACE)[0])
+        for group in groups
+    ]
     ratings: list[float | None] = []
     for group, result in zip(groups, asker.ask(questions), strict=True):
         ratings += [None] * len(group) if isinstance(result, Failed) else result
@@ -63,12 +66,14 @@ def read_ratings(answer: str, n: int) -> list[float]:
     return [scores[str(i)] for i in range(1, n + 1)]
 
 
+@cache
+def _template() -> str:
+    return files("steerback").joinpath("data").joinpath("concreteness_prompt.md").read_text("utf-8")
+
+
 def _prompt(labels: Sequence[str]) -> str:
-    template = (
-        files("steerback").joinpath("data").joinpath("concreteness_prompt.md").read_text("utf-8")
-    )
     lines = "\n".join(f"{i}. {' '.join(label.split())}" for i, label in enumerate(labels, 1))
-    return template.replace(_PLACE, lines)
+    return _template().replace(_PLACE, lines)
 
 
 def rate_by_words(label: str) -> float:

@@ -53,7 +53,11 @@ class EngineAsker:
         """See `Asker`. Raises UserError when the model cannot answer at all, or a prompt does not
         fit its context."""
         trials = {q.prompt: self._trial(q.prompt) for q in questions}
-        answers = {g.trial_key: g for g in self.engine.generate(trials.values())}
+        answers: dict[str, Generation] = {}
+        for opening in dict.fromkeys(q.opening for q in questions):
+            asked = dict.fromkeys(q.prompt for q in questions if q.opening == opening)
+            made = self.engine.generate([trials[prompt] for prompt in asked], opening=opening)
+            answers.update((g.trial_key, g) for g in made)
         return [self._read(q, answers[trials[q.prompt].key]) for q in questions]
 
     def _trial(self, prompt: str) -> Trial:

@@ -41,7 +41,9 @@ class ModelJudge:
     def questions(self, requests: Sequence[Request]) -> list[Question[Verdict]]:
         def question(r: Request) -> Question[Verdict]:
             return Question(
-                self.prompt.fill(r), lambda said: verdict_of(r, self.name, said, self.mode)
+                self.prompt.fill(r),
+                lambda said: verdict_of(r, self.name, said, self.mode),
+                self.prompt.opening,
             )
 
         return [question(r) for r in requests if r.response.strip()]

@@ -50,6 +50,11 @@ class Prompt:
     def hash(self) -> str:
         return stable_hash(self.template)
 
+    @cached_property
+    def opening(self) -> str:
+        """What comes before the first place."""
+        return _PLACE.split(self.template, maxsplit=1)[0]
+
     def fill(self, request: Request) -> str:
         """The text that the judge reads. Braces in the question or response are left alone."""
         values = {"question": request.question, "response": request.response}
