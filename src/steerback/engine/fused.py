@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,12 +21,10 @@ from torch import Tensor, nn
 from steerback.engine import exact
 from steerback.engine.base import Sites
 from steerback.engine.pages import Pages, View
+from steerback.engine.stretch import Scores, Stretch
 
 PAGE = 32
 """Tokens of a page of the cache."""
-
-Past = Sequence[tuple[Tensor, Tensor]]
-"""Keys and values [1, length, kv_heads, head_dim] of each layer."""
 
 GRAIN = 2**14
 """Elements up to which PyTorch leaves any activation function to one thread (GELU has the least)."""
@@ -105,33 +103,19 @@ def _stack(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     return weight, None if biases[0] is None else torch.cat([b.data for b in biases])
 
 
-def _after(past: Tensor, new: Tensor) -> Tensor:
-    """[1, past, ...] and [rows, length, ...] -> [rows, past + length, ...]"""
-    return torch.cat([past.expand(len(new), *past.shape[1:]), new], 1)
-
-
-class Begun(NamedTuple):
-    """What a step needs of one layer's opening."""
-
-    keys: Tensor
-    values: Tensor
-    mask: Tensor | None
-    """[rows, 1, length] additive"""
-
-
 @dataclass
 class PagedCache:
     pages: Pages
     layers: list[tuple[Tensor, Tensor]]
     """Keys [pages, kv_heads, head_dim, PAGE] and values [pages, kv_heads, PAGE, head_dim]: both
     products of a step run along rows."""
-    past: Past = ()
-    """The opening; no page holds it."""
+    past: Sequence[Stretch] = ()
+    """The opening of all sequences, by layer; no page holds it."""
 
     @property
     def opening(self) -> int:
         """Tokens that all sequences begin with."""
-        return self.past[0][0].shape[1] if self.past else 0
+        return self.past[0].length if self.past else 0
 
 
 class FusedDecoder:
@@ -292,10 +276,10 @@ class FusedDecoder:
 
     def allocate(self, slots: int, capacity: int, opening: Tensor | None = None) -> PagedCache:
         self._ensure(capacity)
-        past: list[tuple[Tensor, Tensor]] = []
+        past: list[Stretch] = []
         if opening is not None:
             capacity -= opening.shape[1]
-            self._sequence(opening, {}, self.n_layers, lambda _, k, v: past.append((k, v)))
+            self._sequence(opening, {}, self.n_layers, lambda _, k, v: past.append(Stretch(k, v)))
         pages = Pages(slots, capacity, PAGE, self.device)
         return PagedCache(
             pages,
@@ -331,17 +315,17 @@ class FusedDecoder:
         positions = after + cache.opening
         place, view = cache.pages.places(last), cache.pages.view(len(tokens))
         masks = self._page_masks(after, view)
-        openings = self._opening_masks(positions, cache.opening)
 
         def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = cache.layers[i]
             keys[place.page, :, :, place.offset] = k
             values[place.page, :, place.offset] = v
-            window = self.layers[i].window
-            begun = None
+            window, shared = self.layers[i].window, None
             if cache.past:
-                begun = Begun(*cache.past[i], openings[window])
-            return self._attend_pages(q, keys, values, masks[window], view, begun)
+                share = self.block.rows if self.block.rows > 1 else len(q)
+                begun = cache.past[i]
+                shared = begun.scores(q * self.scale, share, self.score_cap, positions, window)
+            return self._attend_pages(q, keys, values, masks[window], view, shared)
 
         x = self._run(
             self._embed(tokens), self.cos[positions], self.sin[positions], attend, sites,
@@ -375,13 +359,12 @@ class FusedDecoder:
         values: Tensor,
         mask: Tensor,
         view: View,
-        begun: Begun | None,
+        shared: Scores | None,
     ) -> Tensor:
-        """Softmax attention of q [rows, heads, head_dim] over the opening and each row's own pages.
+        """Softmax attention of q [rows, heads, head_dim] over each row's own pages and what is shared.
 
         Each page is multiplied with its owner's queries; the softmax is put together from the
-        pages' maxima and sums, in float32 and in the order of the sequence. The opening is one
-        stretch that all rows share.
+        pages' maxima and sums, in float32 and in the order of the sequence.
         """
         rows, pages = len(q), len(view.owner)
         queries = q.reshape(rows, -1).index_select(0, view.owner)
@@ -390,59 +373,18 @@ class FusedDecoder:
         highest = self._by_row(scores.amax(-1), view, rows).amax(1)
         # a row without a page has no maximum and no sum, and must not pass NaN on to SCRATCH
         highest = highest.clamp_(min=torch.finfo(torch.float32).min)
-        if begun is not None:
-            opening = self._opening_scores(q, begun)
-            highest = torch.maximum(highest, opening.amax(-1))
+        if shared is not None:
+            highest = torch.maximum(highest, shared.highest)
         weights = scores.sub_(highest.index_select(0, view.owner)[:, :, None]).exp_()
         total = self._total(weights.sum(-1), view)
         weights = weights.to(values.dtype).view(pages * self.kv_heads, -1, PAGE)
         parts = torch.bmm(weights, values[:pages].flatten(0, 1)).view(pages, -1)
         out = self._total(parts, view).view(rows, self.heads, -1)
-        if begun is not None:
-            weights = opening.sub_(highest[:, :, None]).exp_()
-            total = total + weights.sum(-1)
-            out = out + self._opening_values(weights.to(values.dtype), begun.values)
+        if shared is not None:
+            more, weighed = shared.weighed(highest)
+            total, out = total + more, out + weighed
         # 1 or more where a row has a key at all: its highest score counts 1
         return (out / total.clamp_(min=1)[:, :, None]).to(q.dtype).view(rows, -1)
-
-    def _opening_masks(self, positions: Tensor, length: int) -> dict[int | None, Tensor | None]:
-        """[rows, 1, length] additive, one per window length in use; None where all is in sight."""
-        zero = torch.zeros((), dtype=torch.float32, device=self.device)
-        masks: dict[int | None, Tensor | None] = {None: None}
-        for window in {layer.window for layer in self.layers}:
-            if window is not None:
-                seen = self._places[:length] > positions[:, None] - window
-                masks[window] = torch.where(seen, zero, -math.inf)[:, None]
-        return masks
-
-    def _shares(self, x: Tensor) -> list[Tensor]:
-        """x [rows, heads, n] as [kv_heads, rows of a share * group, n]. A product of one share always
-        has the same shape, so that its bits do not depend on how many shares there are."""
-        size = self.block.rows if self.block.rows > 1 else len(x)
-        return [
-            share.view(len(share), self.kv_heads, -1, x.shape[2]).transpose(0, 1).flatten(1, 2)
-            for share in torch.split(x, size)
-        ]
-
-    def _rows_of(self, shares: list[Tensor]) -> Tensor:
-        """The inverse of `_shares`."""
-        group, n = self.heads // self.kv_heads, shares[0].shape[2]
-        rows = [share.view(self.kv_heads, -1, group, n).transpose(0, 1) for share in shares]
-        return torch.cat(rows).flatten(1, 2)
-
-    def _opening_scores(self, q: Tensor, begun: Begun) -> Tensor:
-        """[rows, heads, length] float32, scaled, capped and masked."""
-        keys = begun.keys[0].permute(1, 2, 0)
-        scores = self._rows_of([torch.bmm(share, keys) for share in self._shares(q)]).float()
-        scores = scores * self.scale
-        if self.score_cap is not None:
-            scores = torch.tanh(scores / self.score_cap) * self.score_cap
-        return scores if begun.mask is None else scores + begun.mask
-
-    def _opening_values(self, weights: Tensor, values: Tensor) -> Tensor:
-        """weights [rows, heads, length] times the opening's values: [rows, heads, head_dim]"""
-        stretch = values[0].transpose(0, 1)
-        return self._rows_of([torch.bmm(share, stretch) for share in self._shares(weights)])
 
     def _scores(self, queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
         """[pages * kv_heads, group, PAGE] float32, scaled, capped and masked."""
@@ -475,11 +417,11 @@ class FusedDecoder:
         sites: Sites,
         layers: int,
         keep: Callable[[int, Tensor, Tensor], None],
-        past: Past = (),
+        past: Sequence[Stretch] = (),
     ) -> Tensor:
         """Whole sequences. ids: [rows, length], after `past` if there is one; `keep` gets each layer's
         k and v [rows, length, kv_heads, head_dim]. Returns [rows, length, d_model]."""
-        start = past[0][0].shape[1] if past else 0
+        start = past[0].length if past else 0
         whole = start + ids.shape[1]
         self._ensure(whole)
         places = self._places[:whole]
@@ -493,7 +435,7 @@ class FusedDecoder:
         def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keep(i, k, v)
             if past:
-                k, v = (_after(old, new) for old, new in zip(past[i], (k, v), strict=True))
+                k, v = past[i].before(k, v)
             return self._attend_sequence(q, k, v, masks[self.layers[i].window])
 
         cos, sin = self.cos[start:whole], self.sin[start:whole]
