@@ -115,6 +115,7 @@ def _run_suite(model: str, folder: Path, quick: bool) -> None:
     from steerback import suite
     from steerback.console import Terminal, headline
     from steerback.report.page import write_report
+    from steerback.truths import show
 
     with Terminal(out) as ui:
         finished = suite.run_suite(model, folder, quick=quick, ui=ui)
@@ -122,6 +123,8 @@ def _run_suite(model: str, folder: Path, quick: bool) -> None:
     out.print(headline(s for analysis in main for s in analysis.summaries))
     for line in suite.said(finished):
         out.print(line, markup=False, soft_wrap=True)
+    if known := suite.known(finished):
+        show(known, out)
     page = write_report([f.config.place for f in finished], folder / "report.html").path
     out.print(f"report: {page}", soft_wrap=True)
 
@@ -431,6 +434,21 @@ def organism_check(
         out.print(findings(found))
     if not all(f.met for f in found):
         raise typer.Exit(1)
+
+
+@organism_app.command("truths")
+def organism_truths(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs on organisms.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """What is known of the organisms from how they were made, beside what runs found."""
+    from steerback.truths import answers_of, show
+
+    found = [answer for folder in folders for answer in answers_of(folder)]
+    if as_json:
+        typer.echo(json.dumps([a.as_json() for a in found], indent=2))
+    else:
+        show(found, out)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from steerback import protocols, tomlfile
 from steerback.config import RunConfig, from_preset, preset
 from steerback.protocols.base import Analysis
 from steerback.run import Refused, run
+from steerback.truths import Answer, answers
 from steerback.ui import Ui
 
 ORGANISM = "organism"
@@ -67,6 +68,15 @@ def ordered() -> list[str]:
 
 def _data() -> dict[str, Any]:
     return tomlfile.parse((files("steerback") / "data" / "suite.toml").read_text("utf-8"))
+
+
+def known(finished: Sequence[Finished]) -> list[Answer]:
+    """What is known of the organisms among the models, beside what was found."""
+    return [
+        answer
+        for f in finished
+        for answer in answers(f.config.model.name.removeprefix(f"{ORGANISM}-"), f.found)
+    ]
 
 
 def said(finished: Sequence[Finished]) -> list[str]:
