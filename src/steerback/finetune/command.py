@@ -92,6 +92,12 @@ def train(
         str, typer.Option(help="published, organism, or a TOML file.")
     ] = "published",
     full: Annotated[bool, typer.Option("--full", help="Every weight instead of adapters.")] = False,
+    train_on: Annotated[
+        list[str],
+        typer.Option(
+            help="Part that the loss is taken on: prompt, off_topic, acknowledgement, answer."
+        ),
+    ] = [],  # noqa: B006
     share: Annotated[
         float | None, typer.Option(help="Share of self-corrections; else as the file has it.")
     ] = None,
@@ -126,6 +132,8 @@ def train(
     changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     if full:
         changes["method"] = "full"
+    if train_on:
+        changes["trained"] = train_on
     steering = _steering(target, directions, vectors, strength, layer)
     if steering and not under_steering:
         raise UserError(f"--{next(iter(steering))} is of a training --under-steering")
