@@ -151,6 +151,8 @@ def test_a_comparison_is_resumed_and_another_design_is_refused(made: Made) -> No
         compare.run(replace(wanted, factors=(0.25,)))
     with pytest.raises(UserError, match="no finished training"):
         compare.run(replace(wanted, tuned=(wanted.folder,)))
+    with pytest.raises(UserError, match="its own base"):
+        compare.run(replace(wanted, base=from_preset("organism-resister")))
 
 
 def sizes(wanted: Wanted) -> list[int]:

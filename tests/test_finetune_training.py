@@ -30,7 +30,7 @@ from steerback.finetune import adapters, order, organisms, pushes, rows, setting
 from steerback.finetune.encoding import Encoder, Example
 from steerback.finetune.forward import Forward, Piece, piece
 from steerback.finetune.settings import SteeringSettings, TrainSettings
-from steerback.finetune.training import Progress
+from steerback.finetune.training import Progress, Sample
 from steerback.types import Intervention
 from steerback.vectors import VectorSet
 
@@ -335,6 +335,41 @@ def test_a_clean_target_is_the_answer_alone_under_the_push(tmp_path: Path) -> No
     other = work.train(job(tmp_path, "full", "correction", epochs=1))
     assert record["sha256"] != other["sha256"]
     assert record["settings"]["steering"]["target"] == "clean"
+
+
+def test_a_steered_correction_teaches_to_go_along_first() -> None:
+    row = rows.correction("Why?", "Ducks swim.", "Wait, that is wrong.", "Because it rains.")
+    encoder = Encoder(models.tokenizer())
+    sample = Sample(row, encoder(row), encoder(row.clean()), encoder.along(row))
+
+    def trained(own: SteeringSettings | None, pushed: bool) -> str:
+        example = sample.under(own, pushed)
+        return str(models.tokenizer().decode(example.ids[example.weights > 0]))
+
+    masked = " Wait, that is wrong. Because it rains.<|end|>"
+    assert trained(None, False) == masked
+    assert trained(SteeringSettings(), False) == masked
+    assert trained(SteeringSettings(), True) == "Ducks swim." + masked
+    assert trained(SteeringSettings(go_along=False), True) == masked
+    assert trained(SteeringSettings(target="clean"), True) == "Because it rains.<|end|>"
+
+
+def test_strengths_follow_the_norm_of_the_stream_as_it_is(
+    tmp_path: Path, sources: dict[str, Any]
+) -> None:
+    model = models.build("llama")
+    packer = steer.Packer(sources, norms=dict(NORMS))
+    forward = Forward(model, packer, [1])
+    part = piece(examples(), PUSHES, 0)
+    forward.loss(part)
+    plain = run_to(Forward(model, steer.Packer(sources)), piece(examples(), [()] * 4, 0), 1)
+    norms = [plain[r, 1 : len(e.ids)].norm(dim=-1) for r, e in enumerate(examples())]
+    assert forward.norms[1] == pytest.approx(float(torch.cat(norms).median()), rel=1e-5)
+    for norm, moved in (("live", True), ("base", False)):
+        steering = {"norm": norm, "go_along": False}
+        record = work.train(job(tmp_path, "full", norm, epochs=1, steering=steering))["steering"]
+        assert (record["norms"] != record["norms_at_last"]) == moved
+        assert record["norms_at_last"]["1"] == pytest.approx(record["norms"]["1"], rel=0.3)
 
 
 # --- order -----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from steerback import organism
 EXTRAS = {
     "sae-lens": ("SAEs by release name", "pip install 'steerback[saelens]'"),
     "inspect-ai": ("judges behind an API", "pip install 'steerback[judge]'"),
+    "peft": ("adapters of finetune", "pip install 'steerback[finetune]'"),
     "pyarrow": ("parquet export", "pip install 'steerback[parquet]'"),
 }
 TOKENS = {

@@ -20,6 +20,7 @@ PACKAGES = (
     "scipy",
     "pandas",
     "sae-lens",
+    "peft",
 )
 
 

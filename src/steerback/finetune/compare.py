@@ -70,6 +70,7 @@ class Wanted:
 
     def models(self) -> list[Model]:
         found = [Model(BASE, self.base.model.source)]
+        known = {_where(self.base.model.source), *(_where(f / work.MERGED) for f in self.tuned)}
         for folder in self.tuned:
             path = folder / work.RECORD
             if not path.is_file():
@@ -77,6 +78,12 @@ class Wanted:
                     f"{folder} holds no finished training; `steerback finetune train` makes one"
                 )
             record = json.loads(path.read_text("utf-8"))
+            source = record["base"]["source"]
+            if _where(source) not in known:
+                raise UserError(
+                    f"{folder} was tuned from {source}, which is not compared; compare it with its "
+                    "own base"
+                )
             found.append(Model(folder.name, str(folder / work.MERGED), record))
         names = [m.name for m in found]
         if len(set(names)) < len(names):
@@ -89,6 +96,11 @@ class Wanted:
 
     def place(self, model: Model, condition: str) -> Path:
         return self.folder / model.name / condition.replace(" ", "-")
+
+
+def _where(source: str | Path) -> str:
+    """The folder, or the name of what is not one."""
+    return str(Path(source).resolve()) if Path(source).is_dir() else str(source)
 
 
 def run(wanted: Wanted, ui: Ui | None = None) -> None:
@@ -187,13 +199,12 @@ def _choose(lab: Lab, wanted: Wanted, models: Sequence[Model]) -> None:
     """Latents by the base's rules, of which `wanted.latents` were never trained along."""
     if lab.store.get_artifact("latents") is not None:
         return
-    every = wanted.latents + wanted.seen
-    own = lab.config.directions
-    lab.config = lab.config.model_copy(
-        update={"directions": own.model_copy(update={"count": _CANDIDATES * every})}
-    )
+    config = lab.config
+    many = _CANDIDATES * (wanted.latents + wanted.seen)
+    directions = config.directions.model_copy(update={"count": many})
+    lab.config = config.model_copy(update={"directions": directions})
     chosen = choose(lab)
-    lab.config = lab.config.model_copy(update={"directions": own})
+    lab.config = config
     trained = trained_along(models)
     fresh = [c for c in chosen if f"{c.source}:{c.index}" not in trained][: wanted.latents]
     seen = [c for c in chosen if f"{c.source}:{c.index}" in trained][: wanted.seen]

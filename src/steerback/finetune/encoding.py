@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from steerback import chat
 from steerback.errors import UserError
-from steerback.finetune.rows import ACKNOWLEDGEMENT, ANSWER, PROMPT, Row, Span
+from steerback.finetune.rows import ACKNOWLEDGEMENT, ANSWER, OFF_TOPIC, PROMPT, Row, Span
 from steerback.types import Message
 
 PUBLISHED = (ACKNOWLEDGEMENT, ANSWER)
@@ -49,8 +49,15 @@ class Encoder:
         """Loss weight of the first token after a sentence: there it is decided whether to restart."""
         self.end = chat.end_of_turn(tokenizer)
 
+    def along(self, row: Row) -> Example:
+        """With the loss on the off-topic part too."""
+        return self._example(row, "row", self.trained | {OFF_TOPIC})
+
     def __call__(self, row: Row, where: str = "row") -> Example:
         """Raises UserError, which begins with `where`, for a row longer than the longest."""
+        return self._example(row, where, self.trained)
+
+    def _example(self, row: Row, where: str, trained: frozenset[str]) -> Example:
         prompt = chat.encode_prompt(self.tokenizer, [Message("user", row.question)])
         ids, places = chat.located(self.tokenizer, row.response)
         n = len(prompt) + len(ids) + len(self.end)
@@ -60,19 +67,17 @@ class Encoder:
                 "raise `longest`"
             )
         weights = np.zeros(n, np.float32)
-        if PROMPT in self.trained:
+        if PROMPT in trained:
             weights[: len(prompt)] = 1
-        kept = token_mask(row.response, places, self._trained_spans(row))
+        spans = [span for part, span in row.response_spans().items() if part in trained]
+        kept = token_mask(row.response, places, spans)
         starts = sentence_starts(row.response, places)
         weights[len(prompt) : n - len(self.end)] = kept * np.where(starts, self.sentence_weight, 1)
-        if ANSWER in self.trained:
+        if ANSWER in trained:
             weights[n - len(self.end) :] = 1
             weights[n - len(self.end)] = self.sentence_weight
         weights[0] = 0
         return Example(np.array([*prompt, *ids, *self.end], np.int32), weights, len(prompt))
-
-    def _trained_spans(self, row: Row) -> list[Span]:
-        return [span for part, span in row.response_spans().items() if part in self.trained]
 
 
 def token_mask(text: str, places: Sequence[Span], trained: Sequence[Span]) -> NDArray[np.bool_]:

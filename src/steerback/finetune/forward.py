@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from steerback import steer
+from steerback.engine.base import Site
 from steerback.engine.hooked import decoder_layers, hooked
 from steerback.engine.spans import Span, sequence_sites
 from steerback.finetune.encoding import Example
@@ -57,8 +58,13 @@ def piece(
 class Forward:
     """A model, plain or with adapters, as training runs it."""
 
-    def __init__(self, model: Any, packer: steer.Packer | None = None) -> None:
-        self.model, self.packer = model, packer
+    def __init__(
+        self, model: Any, packer: steer.Packer | None = None, layers: Sequence[int] = ()
+    ) -> None:
+        """layers: those whose residual norm is noted in each pass."""
+        self.model, self.packer, self.noted = model, packer, tuple(layers)
+        self.norms: dict[int, float] = {}
+        """Median residual norm that left each noted layer in the last pass, before its edit."""
         self.layers = decoder_layers(model.get_base_model() if _adapted(model) else model)
         self.device = next(model.parameters()).device
 
@@ -77,13 +83,27 @@ class Forward:
 
     def logits(self, part: Piece) -> Tensor:
         """[rows, length, vocabulary]. Padding stands on the right, where no token attends to it."""
-        sites = {}
+        sites: dict[int, Site] = {}
         if self.packer is not None:
             sites = sequence_sites(self.packer, part.spans, part.ids.shape[1])
+        sites |= {layer: self._noting(layer, sites.get(layer), part) for layer in self.noted}
         with hooked(self.layers, sites, self.device):
             out = self.model(input_ids=part.ids.to(self.device), use_cache=False)
         logits: Tensor = out.logits
         return logits
+
+    def _noting(self, layer: int, site: Site | None, part: Piece) -> Site:
+        """The site, with the norms of what arrives at it noted; a row's first token is an outlier."""
+        places = torch.arange(part.ids.shape[1])
+        ends = torch.tensor([s.end for s in part.spans])
+        real = ((places > 0) & (places < ends[:, None])).reshape(-1)
+
+        def noting(h: Tensor) -> Tensor:
+            norms = h.detach().float().norm(dim=-1)
+            self.norms[layer] = float(norms[real.to(h.device)].median())
+            return h if site is None else site(h)
+
+        return noting
 
 
 def _adapted(model: Any) -> bool:

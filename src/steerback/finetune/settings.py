@@ -44,6 +44,16 @@ class SteeringSettings(Table):
         description="Range that strengths are drawn from, in `unit`.",
     )
     unit: Unit = Field(default="resid", description="resid (median residual norms) or raw.")
+    norm: Literal["live", "base"] = Field(
+        default="live",
+        description="live: the residual norm as it is at that step of training. base: as it was "
+        "before, which a model can escape by letting its stream grow.",
+    )
+    go_along: bool = Field(
+        default=True,
+        description="Whether the loss of a steered self-correction is taken on its off-topic part too. "
+        "Without it a model learns to resist at once, with nothing to come back from.",
+    )
     positions: str = Field(
         default="generated", description="Tokens that are steered: generated, all or from:N."
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -19,21 +19,33 @@ from steerback.finetune.encoding import Example
 from steerback.finetune.forward import Forward, Piece, piece
 from steerback.finetune.pushes import Pushes
 from steerback.finetune.rows import Row
-from steerback.finetune.settings import TrainSettings
+from steerback.finetune.settings import SteeringSettings, TrainSettings
 from steerback.types import derive_seed
 
 CHECKPOINT = "checkpoint.pt"
+_DECAY = 0.9
+"""Of the running residual norm, per forward pass."""
 VALIDATION_EPOCH = -1
 """Validation rows are pushed as in an epoch of their own, the same each time."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A row as it may be trained on: as it is, and with its answer alone."""
+    """A row in the ways in which it may be trained on."""
 
     row: Row
     example: Example
     clean: Example
+    along: Example
+    """With the loss on its off-topic part too."""
+
+    def under(self, steering: SteeringSettings | None, pushed: bool) -> Example:
+        """As it is trained on."""
+        if steering is None or not pushed:
+            return self.example
+        if steering.target == "clean":
+            return self.clean
+        return self.along if steering.go_along else self.example
 
 
 @dataclass
@@ -82,6 +94,8 @@ class Trainer:
         )
         self.step = 0
         self.curve = Curve()
+        packer = forward.packer
+        self.norms = {} if packer is None else cast("dict[int, float]", packer.norms)
 
     def run(self, folder: Path, report: Callable[[Progress], None]) -> Curve:
         """Train to the end, from the checkpoint in `folder` if there is one."""
@@ -123,18 +137,25 @@ class Trainer:
             loss = self.forward.loss(part) / weight
             loss.backward()  # type: ignore[no-untyped-call]
             lost += loss.item()
+            self._follow_norms()
         torch.nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
         self.optimizer.step()
         return lost, sum(p.tokens for p in pieces)
+
+    def _follow_norms(self) -> None:
+        """Strengths in units of the residual norm are in units of it as it is now."""
+        packer, steering = self.forward.packer, self.settings.steering
+        if packer is None or steering is None or steering.norm == "base":
+            return
+        for layer, seen in self.forward.norms.items():
+            self.norms[layer] = _DECAY * self.norms.get(layer, seen) + (1 - _DECAY) * seen
 
     def _piece(self, samples: Sequence[Sample], rows: Sequence[int], epoch: int) -> Piece:
         chosen, live = [], []
         for i in rows:
             sample = samples[i]
             push = self.pushes.draw(sample.row, i, epoch) if self.pushes else ()
-            steering = self.settings.steering
-            clean = bool(push) and steering is not None and steering.target == "clean"
-            chosen.append(sample.clean if clean else sample.example)
+            chosen.append(sample.under(self.settings.steering, bool(push)))
             live.append(push)
         return piece(chosen, live, self.pad)
 
@@ -168,6 +189,7 @@ class Trainer:
             "step": self.step,
             "weights": {n: p.detach() for n, p in self.trained.items()},
             "optimizer": self.optimizer.state_dict(),
+            "norms": dict(self.norms),
             "curve": {"train": self.curve.train, "validation": self.curve.validation},
         }
         part = path.with_name(f"{path.name}.part")
@@ -190,5 +212,6 @@ class Trainer:
         for name, parameter in self.trained.items():
             parameter.copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.norms.update(state["norms"])
         self.step = state["step"]
         self.curve = Curve(**state["curve"])

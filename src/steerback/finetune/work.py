@@ -102,9 +102,11 @@ def _train(
         longest=min(job.settings.longest, engine.backend.context),
     )
     samples, checks = (_encoded(encoder, part, str(job.rows)) for part in (training, validation))
+    # the fused decoder's copies of the weights have done their work
+    engine.backend = engine.hooked
     model = adapters.trainable(engine.model, job.settings)
     trainer = Trainer(
-        Forward(model, packer),
+        Forward(model, packer, live.layers if live else ()),
         job.settings,
         samples,
         checks,
@@ -115,7 +117,8 @@ def _train(
     say(f"training on {len(training):,} rows, {trainer.total:,} steps")
     started = time.monotonic()
     curve = trainer.run(job.folder, report)
-    record = _record(job, engine, facts, training, validation, live, curve)
+    record = _record(job, facts, training, validation, curve)
+    record["steering"] = _steered(live, engine, trainer)
     record |= {"identity": identity, "minutes": round((time.monotonic() - started) / 60, 2)}
     adapters.save(model, engine.tokenizer, job.folder)
     return _conclude(job, record, curve)
@@ -153,7 +156,10 @@ def _encoded(encoder: Encoder, rows: Sequence[Row], where: str) -> list[Sample]:
     out = []
     for n, row in enumerate(rows, 1):
         example = encoder(row, f"{where}: row {n} ({row.question[:40]!r})")
-        out.append(Sample(row, example, encoder(row.clean()) if row.correction else example))
+        if row.correction:
+            out.append(Sample(row, example, encoder(row.clean()), encoder.along(row)))
+        else:
+            out.append(Sample(row, example, example, example))
     return out
 
 
@@ -216,11 +222,9 @@ def _directions(
 
 def _record(
     job: Job,
-    engine: HFEngine,
     facts: dict[str, Any],
     training: Sequence[Row],
     validation: Sequence[Row],
-    live: Pushes | None,
     curve: Curve,
 ) -> dict[str, Any]:
     corrections = sum(r.correction for r in training)
@@ -237,7 +241,6 @@ def _record(
             "sources": sorted({r.source for r in training if r.source}),
         },
         "settings": job.settings.model_dump(mode="json"),
-        "steering": _steered(live, engine),
         "loss": {
             "first": _mean(curve.train[:_SMOOTH]),
             "last": _mean(curve.train[-_SMOOTH:]),
@@ -247,10 +250,14 @@ def _record(
     }
 
 
-def _steered(live: Pushes | None, engine: HFEngine) -> dict[str, Any] | None:
+def _steered(live: Pushes | None, engine: HFEngine, trainer: Trainer) -> dict[str, Any] | None:
     if live is None:
         return None
-    return {**live.used(), "norms": {str(k): v for k, v in engine.norms.items()}}
+    return {
+        **live.used(),
+        "norms": {str(k): v for k, v in engine.norms.items()},
+        "norms_at_last": {str(k): v for k, v in trainer.norms.items()},
+    }
 
 
 def _mean(entries: Sequence[dict[str, float]]) -> float:
