@@ -21,7 +21,7 @@ _POINTS = 60
 
 def analyse(evidence: Evidence, folders: Sequence[Path] = ()) -> Analysis:
     """folders: of the trainings, for their loss curves."""
-    charts = [_doses(evidence), *_mix(evidence), *_losses(folders)]
+    charts = [*_doses(evidence), *_mix(evidence), *_losses(folders)]
     return Analysis(
         comparisons=tuple(_comparisons(evidence)),
         sheets=(
@@ -222,8 +222,10 @@ def _gap(evidence: Evidence, name: str, arm: str, measure: str) -> Entry:
 # --- figures ---------------------------------------------------------------------------------
 
 
-def _doses(evidence: Evidence) -> Chart:
+def _doses(evidence: Evidence) -> Iterator[Chart]:
     factors = evidence.design.factors
+    if len(factors) < 2:
+        return
     panels = []
     for title, measure in (
         ("First-attempt score", "first_score"),
@@ -236,7 +238,7 @@ def _doses(evidence: Evidence) -> Chart:
             values: tuple[Point, ...] = tuple(getattr(s, measure) for s in found)
             series.append(Series(name, values))
         panels.append((title, tuple(series)))
-    return Lines(
+    yield Lines(
         "Dose and response at strengths that all models share",
         "Strengths are multiples of the base's own thresholds, the same vectors for every model. "
         "Bands: 95%, clustered by direction.",
