@@ -198,9 +198,9 @@ def test_an_unknown_preset_has_neighbours() -> None:
         (
             'name = "mine"',
             'name = "mine"\nzzz = 1\nsede = 3',
-            "run.toml:3: unknown key zzz; known: calibration, directions, folder, judge, judging, "
-            "model, name, profile, prompts, protocols, published, sae, sampling, seed, settings, "
-            "switches (and 1 more)",
+            "run.toml:3: unknown key zzz; known: calibration, directions, engine, folder, judge, "
+            "judging, model, name, profile, prompts, protocols, published, sae, sampling, seed, "
+            "settings, switches (and 1 more)",
         ),
         (
             "upper = 50.0",

@@ -43,6 +43,9 @@ QuantizeOption = Annotated[
 DeviceMapOption = Annotated[
     str | None, typer.Option(help="Instead of the file's: auto, balanced, sequential.")
 ]
+EngineOption = Annotated[
+    str | None, typer.Option(help="Instead of the file's: hf, vllm, ray or http://HOST:PORT.")
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print numbers as JSON instead.")]
 
 
@@ -73,6 +76,7 @@ def run(
     ] = False,
     quantize: QuantizeOption = None,
     device_map: DeviceMapOption = None,
+    engine: EngineOption = None,
     model: Annotated[
         str | None, typer.Option(help="Of the suite: a preset, or `organism`: packaged ones.")
     ] = None,
@@ -83,7 +87,7 @@ def run(
 ) -> None:
     """Run a configuration, or every protocol there is. Run it again to resume."""
     if config == "suite":
-        if judge_prompt or dry_model or quantize or device_map:
+        if judge_prompt or dry_model or quantize or device_map or engine:
             raise UserError(
                 "the suite takes --model, --quick and --folder; the rest is the preset's"
             )
@@ -97,7 +101,7 @@ def run(
     from steerback.run import run as run_config
 
     resolved = load_or_preset(config, protocols.settings())
-    resolved = placed(resolved, quantize, device_map)
+    resolved = placed(resolved, quantize, device_map, engine)
     if judge_prompt is not None:
         judging = resolved.judging.model_copy(update={"prompt": str(judge_prompt)})
         resolved = resolved.model_copy(update={"judging": judging})

@@ -32,6 +32,7 @@ FREE_KEYS = (
     "model.device",
     "model.device_map",
     "model.slots",
+    "engine",
     "judging.calls",
     "judging.connections",
 )
@@ -85,6 +86,37 @@ class ModelConfig(Table):
     def source(self) -> str:
         """What is loaded."""
         return self.path or self.name
+
+
+class EngineConfig(Table):
+    kind: str = Field(
+        default="hf",
+        pattern=r"^(hf|vllm|ray|https?://\S+)$",
+        description="What generates: hf (in this process), vllm (docs/vllm.md), ray (copies of the "
+        "model on one machine or a cluster, docs/clusters.md), or the address of a server that "
+        "`steerback serve` started.",
+    )
+    tensor_parallel: int = Field(
+        default=1, ge=1, description="vllm: devices that share every layer."
+    )
+    pipeline_parallel: int = Field(
+        default=1, ge=1, description="vllm: groups of devices that have some of the layers each."
+    )
+    layers: list[int] = Field(
+        default=[],
+        description="vllm: layers that can be steered and read besides the run's own (steered, read "
+        "out, the SAE's).",
+    )
+    eager: bool = Field(default=False, description="vllm: no torch.compile and no CUDA graphs.")
+    memory: float = Field(
+        default=0.9, gt=0, le=1, description="vllm: share of each device's memory that it takes."
+    )
+    actors: int = Field(default=2, ge=1, description="ray: copies of the model.")
+    actor: Literal["hf", "vllm"] = Field(default="hf", description="ray: what each copy runs on.")
+    gpus: float = Field(
+        default=0.0, ge=0, description="ray: GPUs of each copy; 0 keeps it on processors."
+    )
+    cpus: float = Field(default=1.0, gt=0, description="ray: processor cores of each copy.")
 
 
 class SaeConfig(Table):
@@ -263,6 +295,9 @@ class RunConfig(Table):
         default=JudgingConfig(), description="How a judge that is a language model works."
     )
     model: ModelConfig = Field(description="The model and how it is run.")
+    engine: EngineConfig = Field(
+        default=EngineConfig(), description="What the model runs on; no trial depends on it."
+    )
     sae: SaeConfig = Field(description="The sparse autoencoder whose latents are steered with.")
     directions: DirectionsConfig = Field(
         default=DirectionsConfig(), description="Which latents are steered with."
@@ -428,11 +463,14 @@ def load_or_preset(spec: str, protocols: Registry) -> RunConfig:
     return load(spec, protocols) if known is None else from_preset(known, protocols)
 
 
-def placed(config: RunConfig, quantize: str | None, device_map: str | None) -> RunConfig:
-    """The configuration with what was given of the two. Raises UserError for another word."""
+def placed(
+    config: RunConfig, quantize: str | None, device_map: str | None, engine: str | None = None
+) -> RunConfig:
+    """The configuration with what was given of the three. Raises UserError for another word."""
     given = {"quantize": quantize, "device_map": device_map}
     own = {key: value for key, value in given.items() if value is not None}
-    data = merge(config.model_dump(), {"model": own})
+    kind = {} if engine is None else {"kind": engine}
+    data = merge(config.model_dump(), {"model": own, "engine": kind})
     return _resolve(Document("command line", "", data), None)
 
 

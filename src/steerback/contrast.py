@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from steerback import tomlfile
 from steerback.engine.base import Pair
-from steerback.engine.hf import HFEngine
+from steerback.engine.shared import SharedEngine
 from steerback.errors import UserError
 from steerback.types import derive_seed, stable_hash
 from steerback.vectors import VectorSet
@@ -114,7 +114,7 @@ def _organism() -> dict[str, Lists]:
 
 
 def make(
-    engine: HFEngine,
+    engine: SharedEngine,
     layer: int,
     contrasts: Sequence[Contrast],
     *,
@@ -130,7 +130,7 @@ def make(
     norm = float(np.median([np.linalg.norm(v) for v in vectors]))
     rng = np.random.default_rng(derive_seed(seed, "random directions"))
     for _ in range(random_ones):
-        drawn = rng.standard_normal(engine.backend.d_model)
+        drawn = rng.standard_normal(engine.d_model)
         vectors.append(norm * drawn / np.linalg.norm(drawn))
     labels = [c.name for c in contrasts] + [f"random {n}" for n in range(1, random_ones + 1)]
     told = {
@@ -156,7 +156,7 @@ class _Texts:
     tokens: Mapping[str, int]
 
     @classmethod
-    def read(cls, engine: HFEngine, layer: int, contrasts: Sequence[Contrast]) -> _Texts:
+    def read(cls, engine: SharedEngine, layer: int, contrasts: Sequence[Contrast]) -> _Texts:
         every = list(dict.fromkeys(t for c in contrasts for t in (*c.positive, *c.negative)))
         streams = engine.streams([plain_text(engine, t) for t in every], layer)
         means, spread, tokens = {}, {}, {}
@@ -195,7 +195,7 @@ class _Texts:
         return np.asarray(pooled + max(shrink, 1e-12) * np.eye(len(pooled)))
 
 
-def plain_text(engine: HFEngine, text: str) -> Pair:
+def plain_text(engine: SharedEngine, text: str) -> Pair:
     """A text to be read after nothing: after the token that begins texts, where the model has one; its
     first token otherwise, which is an outlier in every model and is not read."""
     ids = engine.encode(text)
@@ -212,7 +212,7 @@ def _unit(vector: Floats) -> Floats:
 
 def nearest(
     vectors: VectorSet,
-    engine: HFEngine,
+    engine: SharedEngine,
     source: str,
     count: int,
     indices: Sequence[int] | None = None,

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from steerback import chat
 from steerback.config import PublishedConfig
 from steerback.contrast import nearest
-from steerback.engine import variants
 from steerback.engine.base import Pair
 from steerback.errors import UserError
 from steerback.lab import SOURCE, Lab
@@ -38,7 +37,7 @@ class Instruments:
         self.source = SOURCE
         self.steer_layer = lab.config.model.steer_layer
         self.readout_layer = lab.config.readout_layer
-        self.n_layers = lab.engine.backend.n_layers
+        self.n_layers = lab.engine.n_layers
         self.labels = {k: label.text for k, label in lab.labels.items()}
 
     @property
@@ -155,8 +154,7 @@ class Instruments:
         return self._lab.config.in_force
 
     def check_variant(self, variant: Sequence[str]) -> None:
-        engine = self._lab.engine
-        variants.check(engine.hooked, engine.tokenizer, variant)
+        self._lab.engine.check_variant(variant)
 
     def strengths_at_half_length(self, directions: Sequence[Direction]) -> dict[str, float]:
         return strengths_at_half_length(self._lab, directions)

@@ -15,7 +15,9 @@ from steerback import organism
 from steerback.config import RunConfig
 from steerback.desk import Desk, has_thirds
 from steerback.engine.base import Progress, Watch
-from steerback.engine.hf import HFEngine
+from steerback.engine.choice import open_engine
+from steerback.engine.places import Place
+from steerback.engine.shared import SharedEngine
 from steerback.errors import UserError
 from steerback.judge import rest, thirds
 from steerback.judge.base import Judge
@@ -23,7 +25,7 @@ from steerback.judge.registry import make_judge
 from steerback.labels import Label, read_labels
 from steerback.labels import digest as labels_digest
 from steerback.prompts import load_prompts
-from steerback.sae import load_sae
+from steerback.sae import Source, load_sae
 from steerback.sae.source import hash_files
 from steerback.store import Store
 from steerback.types import Generation, Message, Trial, Verdict
@@ -48,7 +50,7 @@ class Lab:
         config: RunConfig,
         store: Store,
         *,
-        engine: HFEngine,
+        engine: SharedEngine,
         judge: Judge,
         questions: Sequence[str],
         labels: dict[int, Label],
@@ -90,6 +92,7 @@ class Lab:
             },
         }
         refuse_changed(store, facts)
+        _say_moved(store, engine.kind, ui)
         labels = labels_of(config)
         if config.directions.labels:
             facts["labels_hash"] = labels_digest(config.directions.labels)
@@ -178,7 +181,7 @@ class Lab:
         def store() -> list[tuple[Trial, Generation]]:
             nonlocal start, batch
             seconds = (time.perf_counter() - start) / len(batch)
-            self.store.add(batch, engine=self.engine.backend.kind, seconds=seconds)
+            self.store.add(batch, engine=self.engine.kind, seconds=seconds)
             stored, batch, start = batch, [], time.perf_counter()
             return stored
 
@@ -199,6 +202,13 @@ class Lab:
         if verdict is None or verdict.status != "ok" or not verdict.attempts:
             return None
         return verdict.attempts[0].score
+
+
+def _say_moved(store: Store, now: str, ui: Ui) -> None:
+    """A run may go on with another engine; it is said, since logits differ in their last bits."""
+    before = {str(s.facts["engine"]) for s in store.sessions() if s.facts.get("engine")}
+    if before and before != {now}:
+        ui.say(f"made with {', '.join(sorted(before))} so far; it goes on with {now}")
 
 
 CONTENTS = {
@@ -224,7 +234,7 @@ def refuse_changed(store: Store, facts: dict[str, Any]) -> None:
                 )
 
 
-def refuse_impossible(config: RunConfig, engine: HFEngine, questions: Sequence[str]) -> None:
+def refuse_impossible(config: RunConfig, engine: SharedEngine, questions: Sequence[str]) -> None:
     """Raises UserError, before anything is made, for layers, latents and lengths that the model or
     its SAE does not have."""
     engine.check_layer(config.model.steer_layer, "model.steer_layer")
@@ -246,7 +256,7 @@ def refuse_impossible(config: RunConfig, engine: HFEngine, questions: Sequence[s
         )
 
 
-def load_engine(config: RunConfig, slots: int) -> tuple[HFEngine, dict[str, str]]:
+def load_engine(config: RunConfig, slots: int) -> tuple[SharedEngine, dict[str, str]]:
     """The run's model and SAE, and what they turned out to be: content hashes and decoder."""
     model = model_path(config.model.source)
     sae = load_sae(sae_path(config.sae.spec), name=SOURCE)
@@ -255,28 +265,22 @@ def load_engine(config: RunConfig, slots: int) -> tuple[HFEngine, dict[str, str]
             f"{config.sae.spec} has {sae.n} latents, but sae.latents is {config.sae.latents}; it is "
             "another SAE than the one meant"
         )
-    engine = HFEngine.load(
-        model,
-        name=config.model.name,
-        device=None if config.model.device == "auto" else config.model.device,
-        dtype=config.model.dtype,
-        revision=config.model.revision or "main",
-        quantize=config.model.quantize,
-        device_map=config.model.device_map,
-        sources={SOURCE: sae},
-        slots=slots,
-        variant=config.variant,
-    )
-    facts = {
-        "model_hash": fingerprint(model, engine.model),
-        "sae_hash": sae.content_hash(),
-        "engine": engine.backend.kind,
-    }
+    sources: dict[str, Source] = {SOURCE: sae}
+    places = {SOURCE: Place("sae", _absolute(sae_path(config.sae.spec)))}
+    facts = {"sae_hash": sae.content_hash()}
     if config.directions.vectors:
         vectors = VectorSet.load(config.directions.vectors, VECTORS)
-        engine.add_source(vectors)
+        sources[VECTORS] = vectors
+        places[VECTORS] = Place("vectors", _absolute(config.directions.vectors))
         facts["vectors_hash"] = vectors.content_hash()
+    engine = open_engine(config, model, slots, sources, places)
+    facts |= {"model_hash": fingerprint(model, engine.config), "engine": engine.kind}
     return engine, facts
+
+
+def _absolute(spec: str | Path) -> str:
+    """For processes that stand elsewhere: a path from the root, a release name as it is."""
+    return str(Path(spec).resolve()) if Path(spec).exists() else str(spec)
 
 
 def model_path(source: str) -> str | Path:
@@ -298,10 +302,10 @@ def labels_of(config: RunConfig) -> dict[int, Label]:
     return read_labels(organism.sae_path(name) / "labels.csv") if kind == "organism" else {}
 
 
-def fingerprint(path: str | Path, model: Any) -> str:
+def fingerprint(path: str | Path, config: Any) -> str:
     """The hub commit of a downloaded model, or the SHA-256 of a folder's weights."""
     folder = Path(path)
     if folder.is_dir():
         weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
         return hash_files(weights) if weights else ""
-    return str(getattr(model.config, "_commit_hash", "") or "")
+    return str(getattr(config, "_commit_hash", "") or "")

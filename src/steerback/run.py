@@ -6,6 +6,7 @@ Running the same configuration again is how a run is resumed: everything that is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -38,17 +39,20 @@ def run(
     names = protocols.with_needs(config.protocols)
     with Store.open(config.place, config.model_dump(mode="json"), free=FREE_KEYS) as store:
         lab = Lab.open(config, store, ui)
-        inputs = prepare(lab)
-        for protocol in map(protocols.get, names):
-            try:
-                _check_needs(protocol, refused or {})
-                inputs = perform(lab, protocol, inputs, names)
-            except UserError as error:
-                if refused is None:
-                    raise
-                refused[protocol.name] = str(error)
-                ui.say(f"{protocol.name} does not run: {error}")
-            store.put_artifact(f"refused/{protocol.name}", (refused or {}).get(protocol.name, ""))
+        with closing(lab.engine):
+            inputs = prepare(lab)
+            for protocol in map(protocols.get, names):
+                try:
+                    _check_needs(protocol, refused or {})
+                    inputs = perform(lab, protocol, inputs, names)
+                except UserError as error:
+                    if refused is None:
+                        raise
+                    refused[protocol.name] = str(error)
+                    ui.say(f"{protocol.name} does not run: {error}")
+                store.put_artifact(
+                    f"refused/{protocol.name}", (refused or {}).get(protocol.name, "")
+                )
         return analyse(store, [n for n in names if n not in (refused or {})])
 
 

@@ -14,30 +14,31 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from steerback import chat, steer
+from steerback import chat
 from steerback.engine import exact, reading, variants
 from steerback.engine.base import Backend, Pair, Pool, Progress, Reading, Site, Watch
 from steerback.engine.decoding import Decoding, Finished
 from steerback.engine.fused import FusedDecoder, supports
 from steerback.engine.hooked import HookedModel, hooked
 from steerback.engine.loading import placement
+from steerback.engine.shared import SharedEngine, end_tokens, traced
 from steerback.engine.slots import Job
 from steerback.errors import UserError
 from steerback.memory import Quantize
 from steerback.sae import Source
-from steerback.types import Generation, Message, Sampling, Trace, Trial
+from steerback.types import Generation, Trial
 
 DEFAULT_SLOTS = 64
-NORM_TOKENS = 64
-"""Length of the unsteered answers over which the median residual norm is taken."""
 
 
-class HFEngine:
+class HFEngine(SharedEngine):
     """Generates steered text and reads activations, in batches whose rows know nothing of another.
 
     `backend` is "auto" (the fused decoder where the family has one and it agrees with the
     transformers forward on a probe, else that forward), "fused" or "transformers".
     """
+
+    tells = True
 
     def __init__(
         self,
@@ -50,31 +51,23 @@ class HFEngine:
         backend: str = "auto",
         variant: Sequence[str] = (),
     ) -> None:
-        if slots < 1:
-            raise UserError(f"slots is {slots}; it must be 1 or more")
-        self.name = name
         self.model: Any = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
-        self.slots = slots
         self.hooked = HookedModel(model)
         _check_layers(self.hooked)
         self.backend = _choose(self.hooked, model, backend)
         variants.check(self.hooked, tokenizer, variant)
-        self.variant = tuple(variant)
-        """Ways of the published code (engine/variants.py) in which readouts and answers are made; for
-        trials it is what they say."""
         self._at_mlp: HookedModel | None = None
-        self.sources: dict[str, Source] = {}
-        self.norms: dict[int, float] = {}
-        self.packer = steer.Packer(
-            self.sources,
+        self._begin(
+            name,
+            tokenizer,
+            slots,
             device=self.backend.device,
             dtype=self.backend.dtype,
-            norms=self.norms,
+            variant=variant,
         )
         for source in (sources or {}).values():
             self.add_source(source)
-        self.eos = _end_tokens(self.model, tokenizer)
+        self.eos = end_tokens(getattr(self.model, "generation_config", None), tokenizer)
 
     @classmethod
     def load(
@@ -92,19 +85,20 @@ class HFEngine:
         """Load a folder, or a hub name at a commit, tag or branch. dtype: auto, float32, bfloat16 or
         float16; device: None is the GPU if there is one; device_map: as accelerate takes it, instead
         of one device. UserError when it cannot be found or read, or a package is missing."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        kind = _dtype(dtype, device)
+        kind = dtype_of(dtype, device)
         placed = placement(quantize, device_map, kind, device)
         try:
             with no_loading_bar():
                 tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+                config = AutoConfig.from_pretrained(path, revision=revision)
                 model = AutoModelForCausalLM.from_pretrained(
-                    path, dtype=kind, revision=revision, **placed
+                    path, dtype=kind, revision=revision, **placed, **_attention(config)
                 )
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(_why_not_loaded(path, error)) from None
+            raise UserError(why_not_loaded(path, error)) from None
         try:
             model = model if placed else model.to(device)
         except (RuntimeError, AssertionError) as error:
@@ -120,16 +114,25 @@ class HFEngine:
         the same in any batch on this machine."""
         return self.backend.block
 
-    # --- sources ------------------------------------------------------------------------------
+    @property
+    def n_layers(self) -> int:
+        return self.backend.n_layers
 
-    def add_source(self, source: Source) -> None:
-        """Make an SAE or vector set known under its name. UserError if its width is not the model's."""
-        if source.d_model != self.backend.d_model:
-            raise UserError(
-                f"{source.name!r} has directions of width {source.d_model}, but {self.name} has a "
-                f"residual stream of width {self.backend.d_model}; use an SAE made for this model"
-            )
-        self.sources[source.name] = source
+    @property
+    def d_model(self) -> int:
+        return self.backend.d_model
+
+    @property
+    def context(self) -> int:
+        return self.backend.context
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def kind(self) -> str:
+        return self.backend.kind
 
     def streams(self, pairs: Sequence[Pair], layer: int) -> list[torch.Tensor]:
         """Residual stream that leaves `layer`, after its edits, over the tokens that are read of each
@@ -143,39 +146,6 @@ class HFEngine:
             # cloned: a view would keep the padded batch alive
             found.update((i, h.float().cpu().clone()) for i, h in zip(batch, held, strict=True))
         return [found[i] for i in range(len(pairs))]
-
-    def measure_norm(self, layer: int, questions: Sequence[str]) -> float:
-        """Median norm of the residual stream that leaves `layer`, over the tokens of unsteered greedy
-        answers (at most 64 tokens) to `questions`. Remembered for interventions of unit "resid"."""
-        self.check_layer(layer, "the residual norm")
-        pairs = self.answers(questions)
-        norms = [
-            h.float().norm(dim=-1)
-            for batch in reading.batches(self.backend, pairs)
-            for h in reading.residuals(self.backend, self.packer, [pairs[i] for i in batch], layer)
-        ]
-        # sorted by value, so the median does not depend on the order in which answers finished
-        self.norms[layer] = float(torch.cat(norms).median())
-        return self.norms[layer]
-
-    def answers(self, questions: Sequence[str]) -> list[Pair]:
-        """Unsteered greedy answers of at most 64 tokens, in the order of the questions."""
-        sampling = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=NORM_TOKENS)
-        trials = [
-            Trial(
-                "answer",
-                "",
-                self.name,
-                q,
-                (Message("user", q),),
-                sampling,
-                seed=0,
-                variant=self.variant,
-            )
-            for q in questions
-        ]
-        found = {g.trial_key: g for g in self.generate(trials)}
-        return [Pair(found[t.key].prompt_ids, found[t.key].token_ids) for t in trials]
 
     # --- generation ---------------------------------------------------------------------------
 
@@ -192,10 +162,7 @@ class HFEngine:
 
         All trials are checked before the first token is drawn: UserError names the first bad one.
         """
-        jobs = [self._job(i, trial) for i, trial in enumerate(trials)]
-        if watch is not None:
-            self._check_watch(watch)
-        self.packer.check([job.trial.interventions for job in jobs])
+        jobs = self._jobs(trials, watch)
         ids = chat.opening_ids(self.tokenizer, opening)
         # a padded prompt then fits a cache whose capacity is padded
         ids = ids[: len(ids) // exact.LENGTH * exact.LENGTH]
@@ -213,7 +180,7 @@ class HFEngine:
         for finished in self._every_variant(jobs, watch, listener, opening):
             for one in finished:
                 done, tokens = done + 1, tokens + len(one[1])
-                yield self._generation(one, watch)
+                yield self._made(one, watch)
             if progress is not None and finished:
                 seconds = time.perf_counter() - start
                 progress(Progress(done, total, tokens, seconds))
@@ -283,61 +250,18 @@ class HFEngine:
         if self.backend.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _job(self, order: int, trial: Trial) -> Job:
-        for i in trial.interventions:
-            self.check_layer(i.layer, f"intervention on {i.source}:{i.index}")
-        variants.check(self.hooked, self.tokenizer, trial.variant)
-        prompt = chat.encode_prompt(self.tokenizer, trial.messages)
-        prompt = variants.prompt_ids(self.tokenizer, prompt, trial.variant)
-        prefill = chat.encode_text(self.tokenizer, trial.prefill)
-        job = Job(trial, order, prompt + prefill, len(prefill))
-        if job.room > self.backend.context:
-            raise UserError(
-                f"prompt {trial.question[:60]!r} has {len(job.prompt_ids)} tokens and asks for "
-                f"{trial.sampling.max_new_tokens} more, but {self.name} has a context of "
-                f"{self.backend.context}; shorten it or lower max_new_tokens"
-            )
-        return job
+    def check_variant(self, variant: Sequence[str]) -> None:
+        variants.check(self.hooked, self.tokenizer, variant)
 
-    def check(self, trial: Trial) -> None:
-        """Raises UserError if the trial could not be generated."""
-        self._job(0, trial)
+    def _prompt_ids(self, trial: Trial) -> list[int]:
+        return variants.prompt_ids(self.tokenizer, super()._prompt_ids(trial), trial.variant)
 
-    def check_layer(self, layer: int, what: str) -> None:
-        """Raises UserError, which begins with `what`, unless the model has this decoder layer."""
-        if not 0 <= layer < self.backend.n_layers:
-            raise UserError(
-                f"{what}: layer {layer} does not exist; {self.name} has layers 0 to "
-                f"{self.backend.n_layers - 1}"
-            )
-
-    def _check_watch(self, watch: Watch) -> None:
-        self.check_layer(watch.layer, f"watching {watch.source}")
-        self.packer.source(watch.source).reader(list(watch.every))
-
-    def _stops(self, job: Job, ids: list[int]) -> bool:
-        text = chat.decode(self.tokenizer, ids)
-        return any(stop in text for stop in job.trial.sampling.stop)
-
-    def _generation(self, finished: Finished, watch: Watch | None) -> Generation:
+    def _made(self, finished: Finished, watch: Watch | None) -> Generation:
         job, ids, reason, values = finished
-        whole = [*job.prompt_ids[len(job.prompt_ids) - job.prefill :], *ids]
-        text = chat.decode(self.tokenizer, whole)
-        if reason == "stop":
-            text = _cut(text, job.trial.sampling.stop)
         trace = None
         if watch is not None and values is not None:
-            columns = watch.columns(job.trial.interventions)
-            latents = tuple(watch.every[n] for n in columns)
-            trace = Trace(watch.source, watch.layer, latents, values[:, columns].cpu().numpy())
-        return Generation(
-            trial_key=job.trial.key,
-            prompt_ids=tuple(job.prompt_ids),
-            token_ids=tuple(ids),
-            text=text,
-            finish_reason=reason,
-            trace=trace,
-        )
+            trace = traced(watch, job, values.cpu().numpy())
+        return self._generation(job, ids, reason, trace)
 
     # --- readouts -----------------------------------------------------------------------------
 
@@ -364,12 +288,11 @@ class HFEngine:
                 pool=pool,
             )
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a piece of a response."""
-        return tuple(chat.encode_text(self.tokenizer, text))
 
-    def encode_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        return tuple(chat.encode_prompt(self.tokenizer, messages))
+def _attention(config: Any) -> dict[str, str]:
+    """Some versions of transformers give Gemma 2 an attention that leaves its soft cap out."""
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return {"attn_implementation": "eager"} if capped else {}
 
 
 @contextmanager
@@ -396,23 +319,7 @@ def _inference(steps: Iterator[list[Finished]]) -> Iterator[list[Finished]]:
         yield finished
 
 
-def _cut(text: str, stops: Sequence[str]) -> str:
-    found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
-    return text[: min(found)] if found else text
-
-
-def _end_tokens(model: Any, tokenizer: chat.Tokenizer) -> frozenset[int]:
-    """Tokens that end a response: those of the generation config, or the tokenizer's."""
-    config = getattr(model, "generation_config", None)
-    eos = getattr(config, "eos_token_id", None)
-    if eos is None:
-        eos = getattr(tokenizer, "eos_token_id", None)
-    if eos is None:
-        return frozenset()
-    return frozenset(eos if isinstance(eos, (list, tuple)) else [eos])
-
-
-def _dtype(name: str, device: str) -> torch.dtype:
+def dtype_of(name: str, device: str) -> torch.dtype:
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name == "auto":
         return torch.float32 if device == "cpu" else torch.bfloat16
@@ -421,7 +328,7 @@ def _dtype(name: str, device: str) -> torch.dtype:
     return known[name]
 
 
-def _why_not_loaded(path: str | Path, error: Exception) -> str:
+def why_not_loaded(path: str | Path, error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if Path(path).exists():
         return f"model folder {path} cannot be read: {first}"

@@ -93,7 +93,7 @@ def read(
     for batch in batches(backend, pairs):
         streams = residuals(backend, packer, [pairs[i] for i in batch], layer)
         for i, h in zip(batch, streams, strict=True):
-            values = _pooled(reader, h, pool, backend.block.rows)[..., :n]
+            values = pooled(reader, h, pool, backend.block.rows)[..., :n]
             if rows is not None:
                 rows[i] = values
                 values = rows[i]
@@ -101,7 +101,7 @@ def read(
     return [reading for reading in out if reading is not None]
 
 
-def _pooled(reader: LatentReader, h: Tensor, pool: Pool, block: int) -> NDArray[np.float32]:
+def pooled(reader: LatentReader, h: Tensor, pool: Pool, block: int) -> NDArray[np.float32]:
     """h: [tokens, d_model] -> [latents], or [tokens, latents] for pool "none".
 
     Tokens go through the encoder a few at a time, so that READ_CELLS activations are held at most,

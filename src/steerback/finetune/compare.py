@@ -17,6 +17,7 @@ import torch
 from steerback import latents as choosing
 from steerback import protocols
 from steerback.config import FREE_KEYS, RunConfig
+from steerback.engine.choice import in_process
 from steerback.errors import UserError
 from steerback.finetune import design, perplexity, work
 from steerback.finetune.design import Design, Shared
@@ -176,7 +177,7 @@ def _main(
         lab.execute(trials, design.NAME, implicit=True)
         answers = answers or _answers(lab)
         if store.get_artifact(TOLD) is None:
-            told = perplexity.score(lab.engine, answers)
+            told = perplexity.score(in_process(lab.engine), answers)
             store.put_artifact(TOLD, [[t.question, t.nats, t.tokens] for t in told])
     return shared, answers
 

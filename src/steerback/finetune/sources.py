@@ -85,6 +85,7 @@ def _written(wanted: Wanted, asked: tuple[str, ...]) -> tuple[list[Row], Counter
 
 
 def _own(wanted: Wanted, asked: tuple[str, ...]) -> tuple[list[Row], Counter[str]]:
+    from steerback.engine.choice import in_process
     from steerback.finetune import own
     from steerback.judge.registry import make_judge
     from steerback.lab import SOURCE, labels_of, load_engine
@@ -97,7 +98,7 @@ def _own(wanted: Wanted, asked: tuple[str, ...]) -> tuple[list[Row], Counter[str
     trained, _ = pushes.kept(latents, SteeringSettings().held_out, wanted.seed)
     engine.measure_norm(config.model.steer_layer, asked[:32])
     speech = own.Speech(
-        engine,
+        in_process(engine),
         make_judge(config.judge, engine=engine, cache=wanted.cache),
         config.drawing(),
         tuple(trained),

@@ -11,6 +11,7 @@ from typing import Any
 
 from steerback import protocols, steer
 from steerback.config import RunConfig, find_preset, from_anywhere, load_or_preset, presets
+from steerback.engine.choice import in_process
 from steerback.engine.hf import HFEngine
 from steerback.errors import UserError, nearest
 from steerback.finetune import adapters, card, order, overlap, pushes
@@ -128,7 +129,8 @@ def _loaded(job: Job) -> tuple[HFEngine, dict[str, Any]]:
     """The base, with its SAE if it is steered along latents."""
     own, model = job.settings.steering, job.base.model
     if job.base.sae.spec != NO_SAE:
-        return load_engine(job.base, model.slots)
+        loaded, facts = load_engine(job.base, model.slots)
+        return in_process(loaded), facts
     if own is not None and own.directions in ("sae", "row"):
         raise UserError(
             f"{model.name} comes without an SAE; steer along random directions or vectors, or give "
@@ -137,7 +139,7 @@ def _loaded(job: Job) -> tuple[HFEngine, dict[str, Any]]:
     if own is not None and not own.layers:
         raise UserError(f"{model.name} has no layer to steer; set steering.layers (--layer)")
     engine = HFEngine.load(model.source, name=model.name, dtype=model.dtype, backend="transformers")
-    return engine, {"model_hash": fingerprint(model.source, engine.model)}
+    return engine, {"model_hash": fingerprint(model.source, engine.config)}
 
 
 def _finished(folder: Path, identity: str) -> dict[str, Any] | None:

@@ -1,0 +1,90 @@
+"""Which engine a configuration asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from steerback.config import RunConfig
+from steerback.engine.hf import HFEngine
+from steerback.engine.places import Place
+from steerback.engine.shared import SharedEngine
+from steerback.errors import UserError
+from steerback.sae import Source
+
+
+def open_engine(
+    config: RunConfig,
+    model: str | Path,
+    slots: int,
+    sources: Mapping[str, Source],
+    places: Mapping[str, Place],
+) -> SharedEngine:
+    """The engine of the run, with its model loaded. sources: for this process; places: where other
+    processes find them."""
+    kind = config.engine.kind
+    if kind == "hf":
+        return _here(config, model, slots, sources)
+    if config.variant:
+        raise UserError(
+            f"engine.kind = {kind!r} does not run the published code's ways "
+            f"({', '.join(config.variant)}); use --engine hf"
+        )
+    return _vllm(config, model, slots, places)
+
+
+def in_process(engine: SharedEngine) -> HFEngine:
+    """The engine, where its weights must be at hand. Raises UserError for another."""
+    if isinstance(engine, HFEngine):
+        return engine
+    raise UserError(
+        f"this needs the model in this process, not {engine.kind}; use engine.kind = hf"
+    )
+
+
+def _device(config: RunConfig) -> str | None:
+    return None if config.model.device == "auto" else config.model.device
+
+
+def _here(
+    config: RunConfig, model: str | Path, slots: int, sources: Mapping[str, Source]
+) -> SharedEngine:
+    return HFEngine.load(
+        model,
+        name=config.model.name,
+        device=_device(config),
+        dtype=config.model.dtype,
+        revision=config.model.revision or "main",
+        quantize=config.model.quantize,
+        device_map=config.model.device_map,
+        sources=sources,
+        slots=slots,
+        variant=config.variant,
+    )
+
+
+def _vllm(
+    config: RunConfig, model: str | Path, slots: int, places: Mapping[str, Place]
+) -> SharedEngine:
+    from steerback.engine.vllm.engine import VLLMEngine
+    from steerback.engine.vllm.launch import Options
+
+    engine = config.engine
+    own = (config.model.steer_layer, config.readout_layer, config.sae.layer)
+    return VLLMEngine.load(
+        model,
+        name=config.model.name,
+        places=places,
+        layers=(*own, *engine.layers),
+        slots=slots,
+        device=_device(config),
+        dtype=config.model.dtype,
+        revision=config.model.revision or "main",
+        options=Options(
+            tensor_parallel=engine.tensor_parallel,
+            pipeline_parallel=engine.pipeline_parallel,
+            eager=engine.eager,
+            memory=engine.memory,
+            quantize=config.model.quantize,
+        ),
+    )

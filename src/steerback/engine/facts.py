@@ -1,0 +1,47 @@
+"""What is known of a model without its weights: for engines whose model is in another process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steerback import chat
+from steerback.engine.hf import why_not_loaded
+from steerback.engine.shared import end_tokens
+from steerback.errors import UserError
+
+
+@dataclass(frozen=True)
+class Facts:
+    tokenizer: chat.Tokenizer
+    config: Any
+    """Of transformers."""
+    n_layers: int
+    d_model: int
+    context: int
+    eos: frozenset[int]
+
+    @classmethod
+    def of(cls, path: str | Path, revision: str = "main") -> Facts:
+        """UserError if there is no such model here or on the hub."""
+        from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+        try:
+            config = AutoConfig.from_pretrained(path, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(why_not_loaded(path, error)) from None
+        try:
+            generation = GenerationConfig.from_pretrained(path, revision=revision)
+        except OSError:
+            generation = GenerationConfig.from_model_config(config)
+        text = config.get_text_config()
+        return cls(
+            tokenizer=tokenizer,
+            config=config,
+            n_layers=text.num_hidden_layers,
+            d_model=text.hidden_size,
+            context=text.max_position_embeddings,
+            eos=end_tokens(generation, tokenizer),
+        )

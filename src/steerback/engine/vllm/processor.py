@@ -1,0 +1,35 @@
+"""vLLM's logits processor with our own draw. Imports vLLM, so only its processes import this."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+from steerback.engine.vllm.drawing import Row, force
+from steerback.engine.vllm.plugin import request_of
+
+BROKEN: set[str] = set()
+"""Keys of requests whose logits were no numbers."""
+
+
+class Draw(LogitsProcessor):  # type: ignore[misc]
+    def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
+        self.rows: dict[int, Row] = {}
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        process_dict_updates(self.rows, batch_update, _row)
+
+    def apply(self, logits: Tensor) -> Tensor:
+        BROKEN.update(force(logits, self.rows))
+        return logits
+
+
+def _row(params: Any, prompt: list[int] | None, output: list[int]) -> Row | None:
+    request = request_of(params)
+    return None if request is None else Row.of(request, prompt or [], output)
