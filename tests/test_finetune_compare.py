@@ -15,13 +15,25 @@ from steerback import organism
 from steerback.config import from_preset
 from steerback.engine.hf import HFEngine
 from steerback.errors import UserError
-from steerback.finetune import compare, design, organisms, page, perplexity, rows, settings, work
+from steerback.finetune import (
+    analysis,
+    compare,
+    design,
+    organisms,
+    page,
+    perplexity,
+    rows,
+    settings,
+    work,
+)
 from steerback.finetune.compare import BASE, MAIN, Wanted
 from steerback.finetune.evidence import HELD_OUT, PLAIN, SEEN, UNSEEN
+from steerback.protocols.charts import Lines
 from steerback.report import charts
 from steerback.report.gallery import Gallery, Shown
 from steerback.report.wording import entry
 from steerback.sae import load_sae
+from steerback.stats import summarise
 from steerback.store import Store
 
 Made = tuple[Wanted, page.Evidence, page.Analysis]
@@ -53,8 +65,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     with pytest.MonkeyPatch.context() as patch:
         # the figures of whole runs take longer than the runs, and have tests of their own
         patch.setattr(Gallery, "draw", lambda _, parts, *__: Shown("-".join(parts), Markup(), ""))
-        evidence, analysis, _ = page.write(wanted)
-    return wanted, evidence, analysis
+        evidence, found, _ = page.write(wanted)
+    return wanted, evidence, found
 
 
 def test_all_models_get_the_same_directions_strengths_questions_and_seeds(made: Made) -> None:
@@ -118,28 +130,51 @@ def test_held_out_questions_and_wanted_pushes_are_what_they_say(made: Made) -> N
 
 
 def test_differences_are_paired_and_every_table_is_there(made: Made) -> None:
-    wanted, evidence, analysis = made
+    wanted, evidence, found = made
     assert evidence.names == [BASE, "plain", "steered"]
     assert evidence.contrasts() == [(BASE, "plain"), (BASE, "steered"), ("plain", "steered")]
     arms = set(evidence.arms())
     assert {UNSEEN, SEEN, HELD_OUT, PLAIN, "random directions", "layer 2"} <= arms
     for arm in (design.dose(1.0), PLAIN):
-        found = evidence.difference(BASE, "steered", arm, "first_score")
-        assert found is not None
-        assert found.unpaired == (0, 0) or arm == PLAIN
-    titles = [s.title for s in analysis.sheets]
+        gap = evidence.difference(BASE, "steered", arm, "first_score")
+        assert gap is not None
+        assert gap.unpaired == (0, 0) or arm == PLAIN
+    titles = [s.title for s in found.sheets]
     assert len(titles) == len(set(titles)) == 5
-    for sheet in analysis.sheets:
+    for sheet in found.sheets:
         assert sheet.rows, sheet.title
         for row in sheet.rows:
             assert len(row) == len(sheet.columns), sheet.title
             assert all(entry(x).value for x in row)
-    assert {c.title for c in analysis.charts} >= {"Loss of plain", "Loss of steered"}
-    for chart in analysis.charts:
+    assert {c.title for c in found.charts} >= {"Loss of plain", "Loss of steered"}
+    for chart in found.charts:
         charts.draw(Figure(), chart)
     html = (wanted.folder / "report.html").read_text("utf-8")
     assert "What did training change" in html
     assert "Does it generalise?" in html
+    assert "Not analysed" not in html
+
+
+def test_models_that_differ_in_their_share_make_a_mix_curve(made: Made) -> None:
+    _, evidence, _ = made
+
+    def shared(model: compare.Model, share: float) -> compare.Model:
+        assert model.record is not None
+        data = {**model.record["data"], "share": share}
+        return replace(model, record={**model.record, "data": data, "steering": None})
+
+    base, plain, steered = evidence.models
+    mixed = replace(evidence, models=(base, shared(plain, 0.6), shared(steered, 0.2)))
+    [chart] = [c for c in analysis.analyse(mixed).charts if "Share" in c.title]
+    assert isinstance(chart, Lines)
+    assert chart.x == (0.0, 0.2, 0.6)
+    rates = [
+        summarise(evidence.by[name][UNSEEN]).multi_attempt for name in (BASE, "steered", "plain")
+    ]
+    title, [series] = chart.panels[0]
+    assert title == "Multi-attempt rate"
+    assert list(series.values) == rates
+    assert not [c for c in analysis.analyse(evidence).charts if "Share" in c.title]
 
 
 def test_a_comparison_is_resumed_and_another_design_is_refused(made: Made) -> None:

@@ -65,6 +65,7 @@ def _rates(evidence: Evidence) -> Sheet:
                         s.chance_improvement,
                         s.improvement_above_chance,
                         s.esr,
+                        s.implicit_recovery,
                         s.on_topic,
                     )
                 )
@@ -80,6 +81,7 @@ def _rates(evidence: Evidence) -> Sheet:
             "improved by chance",
             "above chance",
             "ESR",
+            "implicit recovery",
             "ends on topic",
         ),
         tuple(rows),

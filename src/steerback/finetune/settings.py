@@ -38,7 +38,7 @@ class SteeringSettings(Table):
         description="0-based layers, one drawn per row; none: the steer layer of the model.",
     )
     strength: list[float] = Field(
-        default=[0.15, 0.8],
+        default=[0.4, 1.3],
         min_length=2,
         max_length=2,
         description="Range that strengths are drawn from, in `unit`.",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from steerback import protocols
 from steerback.crossjudge import agreement
+from steerback.finetune.design import NAME as COMPARED
 from steerback.judge.base import judges_whole
 from steerback.protocols.base import Analysis
 from steerback.records import Records
@@ -24,6 +25,8 @@ HEADLINE = ("baseline", "esr")
 """Protocols of the main job; any other has a section of its own."""
 CALIBRATION = "calibration"
 """Protocol of the trials that find strengths; they are analysed as such and not listed."""
+ELSEWHERE = (CALIBRATION, COMPARED)
+"""Protocols whose trials are not analysed by the run alone."""
 
 
 class Row(NamedTuple):
@@ -211,6 +214,6 @@ def _notes(store: Store, rows: Sequence[Row], names: Sequence[str]) -> Iterator[
             yield f"{name}: {waiting:,} of {len(stored):,} trials are not judged; no number counts them."
     if not rows:
         yield "No trial of an experiment is stored yet, only what comes before."
-    strange = {c.protocol for c in store.counts()} - {*names, CALIBRATION}
+    strange = {c.protocol for c in store.counts()} - {*names, *ELSEWHERE}
     if strange:
         yield f"Not analysed, for this version does not know them: {', '.join(sorted(strange))}."
