@@ -19,6 +19,9 @@ PUBLISHED = (ACKNOWLEDGEMENT, ANSWER)
 _SENTENCE_END = re.compile(r"[.!?][\"')\]*]*\s*$")
 
 
+_Tokens = tuple[list[int], list[int], list[Span]]
+
+
 @dataclass(frozen=True)
 class Example:
     ids: NDArray[np.int32]
@@ -48,6 +51,7 @@ class Encoder:
         self.sentence_weight = sentence_weight
         """Loss weight of the first token after a sentence: there it is decided whether to restart."""
         self.end = chat.end_of_turn(tokenizer)
+        self._last: tuple[str, _Tokens] | None = None
 
     def along(self, row: Row) -> Example:
         """With the loss on the off-topic part too."""
@@ -58,8 +62,7 @@ class Encoder:
         return self._example(row, where, self.trained)
 
     def _example(self, row: Row, where: str, trained: frozenset[str]) -> Example:
-        prompt = chat.encode_prompt(self.tokenizer, [Message("user", row.question)])
-        ids, places = chat.located(self.tokenizer, row.response)
+        prompt, ids, places = self._tokens(row)
         n = len(prompt) + len(ids) + len(self.end)
         if n > self.longest:
             raise UserError(
@@ -79,20 +82,32 @@ class Encoder:
         weights[0] = 0
         return Example(np.array([*prompt, *ids, *self.end], np.int32), weights, len(prompt))
 
+    def _tokens(self, row: Row) -> _Tokens:
+        """Prompt, response and its places. Those of the last row are kept: it is often asked for in
+        several ways."""
+        if self._last is None or self._last[0] != row.text:
+            prompt = chat.encode_prompt(self.tokenizer, [Message("user", row.question)])
+            self._last = row.text, (prompt, *chat.located(self.tokenizer, row.response))
+        return self._last[1]
+
 
 def token_mask(text: str, places: Sequence[Span], trained: Sequence[Span]) -> NDArray[np.bool_]:
     """[tokens]: whether every character of the token, white space apart, lies in a trained span.
 
     A token of white space alone goes with the next one that has more: it is drawn to lead there.
     """
-    inside = np.zeros(len(text) + 1, np.bool_)
+    said = np.array([not c.isspace() for c in text], np.bool_)
+    outside = said.copy()
     for start, end in trained:
-        inside[start:end] = True
-    out = np.zeros(len(places), np.bool_)
+        outside[start:end] = False
+    before = np.cumsum(np.stack([said, outside]), axis=1)
+    before = np.concatenate([np.zeros((2, 1), before.dtype), before], axis=1)
+    starts, ends = np.array(places, np.int64).reshape(-1, 2).T
+    within = before[:, ends] - before[:, starts]
+    out: NDArray[np.bool_] = within[1] == 0
     follows = False
     for n in range(len(places) - 1, -1, -1):
-        own = [i for i in range(*places[n]) if not text[i].isspace()]
-        follows = bool(inside[own].all()) if own else follows
+        follows = bool(out[n]) if within[0, n] else follows
         out[n] = follows
     return out
 

@@ -102,7 +102,10 @@ def _train(
         sentence_weight=job.settings.sentence_weight,
         longest=min(job.settings.longest, engine.backend.context),
     )
-    samples, checks = (_encoded(encoder, part, str(job.rows)) for part in (training, validation))
+    samples, checks = (
+        _encoded(encoder, part, str(job.rows), job.settings.steering)
+        for part in (training, validation)
+    )
     # the fused decoder's copies of the weights have done their work
     engine.backend = engine.hooked
     model = adapters.trainable(engine.model, job.settings)
@@ -154,14 +157,26 @@ def _finished(folder: Path, identity: str) -> dict[str, Any] | None:
     return record
 
 
-def _encoded(encoder: Encoder, rows: Sequence[Row], where: str) -> list[Sample]:
+def _encoded(
+    encoder: Encoder, rows: Sequence[Row], where: str, steering: SteeringSettings | None
+) -> list[Sample]:
+    """Rows in those of the ways that the settings may train them in."""
+    clean = steering is not None and steering.target == "clean"
+    along = steering is not None and not clean and steering.go_along
     out = []
     for n, row in enumerate(rows, 1):
-        example = encoder(row, f"{where}: row {n} ({row.question[:40]!r})")
-        if row.correction:
-            out.append(Sample(row, example, encoder(row.clean()), encoder.along(row)))
-        else:
-            out.append(Sample(row, example, example, example))
+        own = encoder(row, f"{where}: row {n} ({row.question[:40]!r})")
+        if not row.correction or steering is None:
+            out.append(Sample(row, own, own, own))
+            continue
+        out.append(
+            Sample(
+                row,
+                own,
+                encoder(row.clean()) if clean else own,
+                encoder.along(row) if along else own,
+            )
+        )
     return out
 
 
