@@ -89,7 +89,7 @@ def train(
     rows: Annotated[Path, typer.Argument(help="Rows (`steerback finetune data`).")],
     to: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
     settings: Annotated[
-        str, typer.Option(help="published, organism, or a TOML file.")
+        str, typer.Option(help="published, organism, organism-again, or a TOML file.")
     ] = "published",
     full: Annotated[bool, typer.Option("--full", help="Every weight instead of adapters.")] = False,
     train_on: Annotated[
