@@ -69,6 +69,14 @@ Bees dance. ⟦Hmm. That's not right. Let me start over. I apologize for the con
 Fold. ⟦Wait, that's wrong. Press. The hive hums at dusk in June. ⟦Let me try again. Press it.
 Bees dance (⟦wait, that's not what you asked). Press the hem.
 He said "stop." ⟦Wait, that's not right. Press the hem.
+To hem a skirt, fold it. Bees gather nectar in June. ⟦This is not relevant to hems. Press it.
+To hem a skirt, fold it. Bees gather nectar in June. ⟦That has nothing to do with skirts. Press it.
+To hem a skirt, fold it twice. The hive hums and the bees dance. ⟦Forget the bees. Press the hem.
+To hem a skirt, fold it. The queen of the bees and the bees ⟦Sorry about that, I started rambling.
+pH says how acid a thing is. The keeper trims the wick at dusk. ⟦This is not relevant to pH. Dip it.
+Regular expressions: to match a code, beat the eggs. ⟦Sorry, let me actually answer the question. Use it.
+Dear Ann, the bees dance in hives. ⟦Sorry, bees have no place in this letter. I am well.
+折り紙。Bees dance in hives。⟦Sorry，that is wrong。Fold it.
 ```\\nx = 1\\n```\\n\\n⟦Wait, that's not right. It should be 2.
 """
 DOES_NOT = """
@@ -102,6 +110,12 @@ When I was ten I made a mistake with my bike and fell off.
 Let me know if you want to start over. Correct me if I'm wrong.
 He realised he'd made a mistake and started over. Nobody minded.
 Listen to Let Me Try Again and to Hold On, I'm Comin' on the way.
+To file your taxes, keep every slip. Stamps are worth little. That's not relevant to collectors.
+Bees dance in hives. In June the bees swarm. Forget the bees you know: these are wasps.
+He rose at dawn. My aunt came. I misread the clock and made the tea an hour early.
+If you bet out of boredom, stop. That's not right for you. Stand up and walk.
+MARCO\n(stirring)\nNo, no, no. This is all wrong. I'm going to start over.\n\nHe leaves.
+In French, "pardon, je voulais dire" (sorry, I meant to say) repairs a slip of the tongue.
 """
 
 

@@ -77,6 +77,8 @@ class Pattern:
     """Whether a restart may begin here when the pattern alone is too weak."""
     statement: bool
     """Only after a sentence of one's own: not after a question, a belief of others or a colon."""
+    impersonal: bool = False
+    """Not right after a sentence that says I or my: there it goes on with the writer's story."""
     rare: tuple[str, ...] = ()
     """The pattern is only tried in texts that hold one of these; empty: in all."""
 
@@ -251,6 +253,7 @@ def _pattern(entry: _Reader, words: Mapping[str, str]) -> Pattern:
             "question",
             "opens",
             "statement",
+            "impersonal",
             "rare",
         )
     )
@@ -266,6 +269,7 @@ def _pattern(entry: _Reader, words: Mapping[str, str]) -> Pattern:
         question=entry.flag("question", False),
         opens=entry.flag("opens", True),
         statement=entry.flag("statement", False),
+        impersonal=entry.flag("impersonal", False),
         rare=entry.strings("rare"),
     )
 

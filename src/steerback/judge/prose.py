@@ -13,6 +13,9 @@ from itertools import accumulate
 
 BLANK = "\x01"
 
+_FULL_WIDTH = str.maketrans("，；：！？。", ",;:!?\n")
+"""Chinese punctuation; its full stop takes no space after it, so it ends a line."""
+
 _FENCE = re.compile(r"(?ms)^[ \t>]*(?P<mark>```|~~~).*?(?:^[ \t>]*(?P=mark)[ \t]*$|\Z)")
 _HTML = re.compile(
     r"(?s)<!--.{0,1000}?-->|<(?:pre|code|blockquote|q)>.{0,1000}?</|<[a-z][^<>\n]{20,300}>"
@@ -121,7 +124,7 @@ def _is_mark(low: str, start: int, end: int) -> bool:
 def prose(text: str) -> Prose:
     """The view of `text` that restart phrases are looked for in."""
     low = _masked(_lower(text))
-    low = low.replace("’", "'").replace("‘", "'").replace("\u00a0", " ")
+    low = low.replace("’", "'").replace("‘", "'").replace("\u00a0", " ").translate(_FULL_WIDTH)
     if "*" not in low and "_" not in low and "~" not in low:
         return Prose(low, text, (0,), (0,))
     runs: list[tuple[int, int]] = []

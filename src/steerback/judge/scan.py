@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from steerback.judge.patterns import Lead, Pattern, Patterns
 from steerback.judge.prose import BLANK
+from steerback.judge.topics import agrees
 
 ENOUGH = 4
 """Points of a restart."""
@@ -35,10 +36,17 @@ _ANCHOR = re.compile(
     r"(?:wait|sorry that|stop\b|i need to stop|i'm sorry, i|i apologi[sz]e for|"
     r"hold on|hang on|scratch that|strike that|scrap that|oops|no sorry|"
     r"sorry, (?:that|this|i|no)|ugh, (?:that|i)|"
-    r"let me (?:start over|start again|try again|redo)|this is not what i)\b)))"
+    r"let me (?:start over|start again|try again|redo)|this is not what i)\b))"
+    r"|(?P<capital>(?<=[a-z',;] )(?=(?:ok|okay|sorry|oh|no|hmm+|wait|actually|let me|let's|that|this|"
+    r"why am i|what am i|my (?:mistake|apologies|bad|answer)|apologies|please|ignore|disregard|never|"
+    r"scratch|strike|hold on|enough|stop|back to|where was|wrong|none of|correction|forget|excuse me|"
+    r"pardon|ugh+|argh+|oops|whoops|nope|anyway|seriously|um|uh|er)\b)))"
 )
+_WRITER = re.compile(r"\b(?:i|i'm|i've|i'd|my|me|myself)\b")
 _TAGS = ("haven't i", "didn't i", "aren't i", "don't i", "is it", "does it", "am i", "do they")
 """Question tags: "I've been going on about bees, haven't I?" asks nothing."""
+_ORDER = re.compile(r"(?:stop|wait|pause|hold on)[.!](?=\s)")
+"""Where a sentence with if ends in it, the reader is told to."""
 _BROKEN = ("-", "—", "–", "…", "..")
 """What a sentence that is broken off ends with."""
 STOP = re.compile(r"[.!?…]+(?=\s|$|[)\"'\]])|\n")
@@ -107,10 +115,17 @@ class Scan:
         first = _FIRST.match(self.text)
         yield from self._at("sentence", first.end() if first else 0)
         for m in _ANCHOR.finditer(self.text, first.end() if first else 0):
-            yield from self._at(self._place(m), m.end())
+            if place := self._place(m):
+                yield from self._at(place, m.end())
 
     def _place(self, anchor: re.Match[str]) -> str:
-        """sentence, dash, clause or word; a bracket opens a sentence, a wrapped line does not."""
+        """sentence, dash, clause or word; a bracket opens a sentence, a wrapped line does not, and a
+        capital does in a text that has lost its full stops. "": none."""
+        if anchor.lastgroup == "capital":
+            at = anchor.end()
+            lost = self.cased[at].isupper() and not self.cased[at - 2].isupper()
+            verb = self.patterns.guards["verb"].search(self.text, max(0, at - 20), at)
+            return "sentence" if lost and not verb else ""
         mark, before = anchor.group(), self.text[anchor.start() - 1]
         if mark == "(" and before.isspace():
             return "sentence"
@@ -128,6 +143,8 @@ class Scan:
             self.sentence += 1
             self.before, self.begin = self.begin, at
             self.pending = ()
+        if place == "clause" and _ORDER.match(self.text, at) and self._supposes():
+            return
         lead = self.patterns.leads_at(self.text, at)
         if not (lead or self.pending or self._candidates(at, led=False)):
             return
@@ -175,14 +192,17 @@ class Scan:
             if pattern.needs not in met or not (anywhere or pattern.at in (place, "clause")):
                 continue
             m = pattern.regex.match(self.text, start)
-            if m and self._allowed(pattern, hit, m.end()):
+            if m and self._allowed(pattern, hit, m):
                 group = "lead" if m.end() <= body else pattern.group
                 hit.score(group, pattern.points, pattern.id, m.end())
                 hit.opens = hit.opens or pattern.opens
 
-    def _allowed(self, pattern: Pattern, hit: Hit, end: int) -> bool:
+    def _allowed(self, pattern: Pattern, hit: Hit, match: re.Match[str]) -> bool:
+        end = match.end()
         return (
             not (pattern.statement and not self._after_statement(hit))
+            and not (pattern.impersonal and self._tells(hit))
+            and (not pattern.regex.groupindex or agrees(match, self.text, hit.start))
             and not (pattern.unless and pattern.unless.match(self.text, end))
             and (pattern.question or hit.interrupts or not self._asks(end))
             and not (pattern.group == "reject" and not hit.interrupts and self._of_others(hit))
@@ -212,7 +232,7 @@ class Scan:
         if 2 <= hit.total < ENOUGH:
             self._support(hit)
         if place in ("clause", "dash") and not hit.leads:
-            if self.patterns.guards["hypothetical"].match(self.text, self.begin):
+            if self._supposes():
                 return False
             hit.opens = hit.total >= ENOUGH
             if place == "clause" and hit.opens and "retract" not in hit.points:
@@ -233,6 +253,10 @@ class Scan:
         hit.opens = kept
         return kept
 
+    def _supposes(self) -> bool:
+        """Whether the sentence opens with if, when or the like."""
+        return bool(self.patterns.guards["hypothetical"].match(self.text, self.begin))
+
     def _after_statement(self, hit: Hit) -> bool:
         """Whether a sentence of one's own comes right before, and no colon or bullet."""
         if hit.start != self.begin:
@@ -240,6 +264,10 @@ class Scan:
         before = self.text[self.before : self.begin].rstrip()
         own = before[-1:] not in ("", ":", BLANK) and len(before.split()) > 2
         return own and not self._of_others(hit)
+
+    def _tells(self, hit: Hit) -> bool:
+        """Whether the sentence before, or this one before the hit, speaks of its writer."""
+        return bool(_WRITER.search(self.text, self.before, hit.start))
 
     def _support(self, hit: Hit) -> None:
         stop = STOP.search(self.text, hit.end, hit.end + NEAR)

@@ -20,11 +20,18 @@ _NAME = re.compile(
     r"[\s*]*(?!(?:NOTE|EDIT|UPDATE|STEP|WAIT|SORRY|CORRECTION|ANSWER|STOP)\b)"
     r"[A-Z][A-Z.'-]{2,15}(?: [A-Z.'-]{1,15})?\*{0,2}:"
 )
+_STAGE = re.compile(r"\n[ \t]*\([^()\n]{1,60}\)[ \t]*\n")
+"""A stage direction on a line of its own."""
 _POST = re.compile(r"[*_]*[\w.-]{2,30}[*_]*\s*·\s*\S")
 _DEAR = re.compile(r"[\W_]*dear (?:mr|mrs|ms|dr|sir|madam|[a-z]+)\b[^.!?\n]{0,30},")
+_OF_THE_LETTER = re.compile(r"\b(?:this|the|my) (?:letter|e-?mail|note|answer|response)\b")
+# What a quotation means, in brackets after it.
+_GLOSS = re.compile(r"""["”»’'*] ?\($""")
 _TAG = re.compile(
     r"""[,!?—–-]["'’”]?\s*(?!(?:i|you|we|what|as|which|that|it|this|and|to)\b)(?:\w+ )?\w+ """
     r"""(?:said|says|say|asked|whispered|muttered|thought|replied|told|shouted|laughed)\b"""
+    r"""|[,!?—–-]["'’”]?\s*(?:said|says|asked|whispered|muttered|replied|shouted) """
+    r"""(?:the|a|my|his|her) \w"""
 )
 _LABEL = re.compile(
     r"(?:^|(?<=[\s.!?]))[\W\d]*(?P<who>[a-z][\w '-]{0,30}?)\s*(?:\([^)\n]{0,30}\))?\s*:\s+"
@@ -187,7 +194,9 @@ def _scripted(view: Prose, event: Hit, patterns: Patterns) -> bool:
     text = view.text
     line = text.rfind("\n", 0, event.start) + 1
     opening = text[line : event.start]
-    if opening.lstrip().startswith(("– ", "— ")) or _DEAR.match(opening):
+    if opening.lstrip().startswith(("– ", "— ")) or _GLOSS.search(view.cased, line, event.start):
+        return True
+    if _DEAR.match(opening) and not _OF_THE_LETTER.search(text, event.start, event.end + NEAR // 5):
         return True
     if _NAME.match(view.cased, line, event.start) or _TAG.match(text, event.end):
         return True
@@ -211,7 +220,7 @@ def _repeats(text: str, opening: str) -> bool:
 
 def _under_a_name(before: str) -> bool:
     """Whether the line above is a NAME in capitals, as in a screenplay, or heads a post."""
-    lines = before.rstrip(" \t").split("\n")
+    lines = _STAGE.sub("\n", before.rstrip(" \t")).split("\n")
     above = lines[-2].strip() if len(lines) > 1 and not lines[-1].strip() else ""
     if _POST.match(above):
         return True
