@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test test-vllm lint types unit clean
 
 demo: .venv/.installed
 	$(BIN)/steerback demo
@@ -31,5 +31,9 @@ unit: .venv/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+# the vLLM engine, in an environment of its own
+test-vllm:
+	PYTHON=$(PYTHON) .ci/vllm
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-vllm .mypy_cache .ruff_cache .pytest_cache

@@ -268,3 +268,42 @@ def test_what_cannot_be_run_is_said(tmp_path: Path) -> None:
 
 def vars_of(trial: Trial) -> dict[str, Any]:
     return {name: getattr(trial, name) for name in Trial.__dataclass_fields__}
+
+
+def test_protocols_run_end_to_end_and_a_run_may_change_engines(tmp_path: Path) -> None:
+    from runs import small
+
+    from steerback.run import run
+    from steerback.store import Store
+    from steerback.ui import Ui
+
+    amount = {"prompts_per_direction": 3}
+    what = {
+        "protocols": ["baseline", "esr", "ablation", "traces"],
+        "settings": {"baseline": amount, "esr": amount},
+    }
+    ours = run(small(tmp_path / "ours", **what))
+    said_so: list[str] = []
+
+    class Heard(Ui):
+        def say(self, line: str) -> None:
+            said_so.append(line)
+
+    elsewhere = {"kind": "vllm", "eager": True, "memory": 0.1}
+    theirs = run(small(tmp_path / "theirs", engine=elsewhere, **what), Heard())
+    with (
+        Store.open(tmp_path / "ours", mode="ro") as a,
+        Store.open(tmp_path / "theirs", mode="ro") as b,
+    ):
+        one = {t.key: g.token_ids for t, g in a.trials()}
+        two = {t.key: g.token_ids for t, g in b.trials()}
+        assert b.sessions()[0].facts["engine"].startswith("vllm")
+    print(f"{len(one)} and {len(two)} trials, {len(one.keys() & two.keys())} the same trial,")
+    print(f"{sum(one[k] == two[k] for k in one.keys() & two.keys())} of those the same text")
+    for name in ("baseline", "esr"):
+        x, y = ours[name].summaries[0].esr, theirs[name].summaries[0].esr
+        print(name, x, y)
+        assert x.low <= y.rate <= x.high or x.rate == y.rate
+    before = len(said_so)
+    run(small(tmp_path / "theirs", **what), Heard())
+    assert any("it goes on with" in line for line in said_so[before:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from steerback.config import RunConfig
@@ -30,7 +31,42 @@ def open_engine(
             f"engine.kind = {kind!r} does not run the published code's ways "
             f"({', '.join(config.variant)}); use --engine hf"
         )
+    if kind == "ray":
+        return _ray(config, model, slots, sources, places)
     return _vllm(config, model, slots, places)
+
+
+def _ray(
+    config: RunConfig,
+    model: str | Path,
+    slots: int,
+    sources: Mapping[str, Source],
+    places: Mapping[str, Place],
+) -> SharedEngine:
+    from steerback.engine.facts import Facts
+    from steerback.engine.fanout import RayEngine
+
+    engine = config.engine
+    own = config.model_copy(update={"engine": engine.model_copy(update={"kind": engine.actor})})
+    where = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
+    return RayEngine(
+        partial(open_in_actor, own, where, slots, dict(places)),
+        Facts.of(where, config.model.revision or "main"),
+        name=config.model.name,
+        sources=sources,
+        slots=slots,
+        actors=engine.actors,
+        cpus=engine.cpus,
+        gpus=engine.gpus,
+    )
+
+
+def open_in_actor(
+    config: RunConfig, model: str, slots: int, places: Mapping[str, Place]
+) -> SharedEngine:
+    """`open_engine` where nothing is at hand but what can be sent."""
+    sources = {name: place.open(name) for name, place in places.items()}
+    return open_engine(config, model, slots, sources, places)
 
 
 def in_process(engine: SharedEngine) -> HFEngine:
