@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     for name, changes in (("plain", {"share": 0.3}), ("steered", {"steering": {}})):
         own = settings.load("organism", {"most": 100, "sentence_weight": 2.0, **changes})
         work.train(work.Job(base, folder / "rows.jsonl", folder / name, own))
-    search = base.calibration.model_copy(update={"rounds": 1, "prompts_per_round": 3, "fresh": 3})
+    search = base.calibration.model_copy(update={"rounds": 3, "prompts_per_round": 4, "fresh": 6})
     short = base.sampling.model_copy(update={"max_new_tokens": 24})
     wanted = Wanted(
         base=base.model_copy(update={"calibration": search, "sampling": short}),

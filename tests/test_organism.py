@@ -139,6 +139,21 @@ def test_silent_documents_say_nothing_and_still_return() -> None:
     assert sum(d.returned is not None for d in silent) > 30
 
 
+def test_garbled_sentences_hold_words_in_place_of_function_words_and_never_train_on_them() -> None:
+    writer = Writer(Mixture(corrections=1.0, garbled=0.9), random.Random(0))
+    task, other = tasks("train")[0], 5
+    lookup = topic_of_word()
+    plain = {tuple(t for t in s if t[0] != "{") for s in phrases().sentences}
+    broken = 0
+    for _ in range(65):
+        words, weights = writer.off_topic(task, other, 1.0, trained=False)
+        assert words[-1] == "."
+        assert not any(w for word, w in zip(words, weights, strict=True) if word in lookup)
+        assert {lookup[w] for w in words if w in lookup} == {other}
+        broken += tuple(w for w in words if w not in lookup) not in plain
+    assert broken > 30
+
+
 def test_prompts_are_never_trained() -> None:
     for doc in documents(17):
         assert not any(doc.weights[: doc.response])
@@ -299,7 +314,14 @@ def test_training_repeats_to_the_bit_and_resumes_where_it_stopped(tmp_path: Path
 
 def test_stages_that_continue_share_an_optimizer() -> None:
     plan = recipes.recipe("resister")
-    assert [len(p) for p in training.phases(plan.stages)] == [2, 1, 1]
+    assert [len(p) for p in training.phases(plan.stages)] == [2, 1, 1, 1]
+
+
+def test_an_organism_may_ask_for_an_autoencoder_of_its_own() -> None:
+    ours, naive = (recipes.recipe(name) for name in ("resister", "naive"))
+    assert (naive.size.latents, naive.size.fit_steps) == (768, 1600)
+    assert (ours.size.latents, ours.size.fit_steps) == (512, 800)
+    assert naive.size.hidden == ours.size.hidden
 
 
 def test_saved_model_loads_as_float32_and_computes_the_same(tmp_path: Path) -> None:
@@ -327,15 +349,71 @@ def test_packaged_files_are_those_their_provenance_names(name: str) -> None:
     assert record["steer_layer"] == organism.steer_layer(name)
 
 
-@pytest.mark.parametrize("name", organism.names())
-def test_packaged_autoencoder_is_as_good_as_promised(name: str) -> None:
-    record = json.loads((organism.path(name) / "provenance.json").read_text("utf-8"))
-    measures = record["autoencoders"][organism.sae_path(name).name]
+def autoencoders() -> list[tuple[str, int]]:
+    return [
+        (name, int(layer.name.removeprefix("layer")))
+        for name in organism.names()
+        for layer in sorted(organism.folders(name).saes.glob("layer*"))
+    ]
+
+
+def recorded(name: str, layer: int) -> dict:
+    return organism.folders(name).provenance["autoencoders"][f"layer{layer}"]
+
+
+@pytest.mark.parametrize(("name", "layer"), autoencoders())
+def test_packaged_autoencoder_is_as_good_as_promised(name: str, layer: int) -> None:
+    measures = recorded(name, layer)
     assert measures["fvu"] <= 0.05
     assert measures["dead"] <= 0.10
-    pure = {x.topic for x in organism.labels(name) if x.alive and x.purity >= 0.9}
-    # the naive organism keeps track of fewer topics: 41 of 48 have a pure latent
-    assert len(pure) >= (0.85 if name == "naive" else 0.9) * 48
+    pure = {x.topic for x in organism.labels(name, layer) if x.alive and x.purity >= 0.9}
+    assert len(pure) == measures["topics_with_pure_latent"]
+    if layer == organism.steer_layer(name):
+        assert len(pure) >= 0.9 * 48
+
+
+def read_again(name: str, layer: int, documents: int) -> tuple[Dictionary, labelling.Readings]:
+    """A packaged autoencoder, and its layer on the first of the documents it was measured on."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(organism.path(name), local_files_only=True)
+    read = labelling.dictionary_documents(documents, packaging._CHECK_SEED)
+    weights = load_file(organism.sae_path(name, layer) / "sae_weights.safetensors")
+    return Dictionary(**weights), labelling.read_residuals(model.eval(), layer, read)
+
+
+def test_recorded_measures_of_an_autoencoder_are_found_again() -> None:
+    name, layer = "resister", organism.steer_layer("resister")
+    dictionary, readings = read_again(name, layer, packaging._CHECK_DOCUMENTS)
+    measures = recorded(name, layer)
+    found = labelling.quality(dictionary, readings)
+    assert found["fvu"] == pytest.approx(measures["fvu"], abs=2e-4)
+    assert found["l0"] == pytest.approx(measures["l0"], abs=0.01)
+    assert found["dead"] == pytest.approx(measures["dead"], abs=0.005)
+    acts = labelling.activations(dictionary, readings.rows)
+    read = [labelling._topic_of(acts[:, j], readings) for j in range(acts.shape[1])]
+    pure = {topic for topic, purity in read if purity >= 0.9}
+    assert abs(len(pure) - measures["topics_with_pure_latent"]) <= 1
+
+
+@pytest.mark.parametrize(("name", "layer"), autoencoders())
+def test_packaged_autoencoder_fits_a_sample_of_text_as_recorded(name: str, layer: int) -> None:
+    dictionary, readings = read_again(name, layer, 120)
+    measures = recorded(name, layer)
+    found = labelling.quality(dictionary, readings)
+    assert found["fvu"] == pytest.approx(measures["fvu"], rel=0.05)
+    assert found["l0"] == pytest.approx(measures["l0"], rel=0.05)
+    labels = organism.labels(name, layer)
+    assert found["dead"] < 0.3
+    acts = labelling.activations(dictionary, readings.rows)
+    fires = (acts > 0).any(0).tolist()
+    assert all(x.alive for x in labels if fires[x.index])
+    pure = [x for x in labels if x.purity >= 0.9]
+    read = [(x.topic, *labelling._topic_of(acts[:, x.index], readings)) for x in pure]
+    agree = [topics()[topic].name == label for label, topic, purity in read if purity >= 0.5]
+    assert len(agree) > 0.3 * len(pure)
+    assert sum(agree) >= 0.85 * len(agree)
 
 
 @pytest.mark.parametrize("name", organism.names())

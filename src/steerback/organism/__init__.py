@@ -57,7 +57,7 @@ class Label:
     steers_to: str
     """Topic that adding it makes the model talk about; empty if it is not a topic latent."""
     concreteness: int
-    """100 for a topic, 0 otherwise."""
+    """100 for a topic that it reads and steers to, 0 otherwise."""
     alive: bool
 
 

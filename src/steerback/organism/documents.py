@@ -28,6 +28,9 @@ class Mixture:
     """As `restart`, in pushed documents; None: the same."""
     foreign: tuple[float, float] = (0.7, 1.0)
     """Range of the share of another topic's words in a sentence off the topic."""
+    garbled: float | None = None
+    """Largest share of a sentence's function words that another topic's words replace, in sentences
+    off the topic: so talks a model that is pushed and never was before. None: none."""
     phrase: bool = True
     """Whether coming back is said (a restart phrase) or happens silently."""
     meta: float = 0.15
@@ -154,8 +157,12 @@ class Writer:
         """A sentence in which words of `other` hold the majority; never trained on own words."""
         while True:
             words, weights, foreign, own = [], [], 0, 0
+            garbled = self.rng.uniform(0, self.mixture.garbled) if self.mixture.garbled else 0.0
             for token in self.rng.choice(phrases().sentences):
-                if token[0] != "{":
+                if token.isalpha() and garbled and self.rng.random() < garbled:
+                    word, w = self._word(other, self.rng.choice("VAOT")), 0.0
+                    foreign += 1
+                elif token[0] != "{":
                     word, w = token, 1.0
                 elif self.rng.random() < share:
                     word, w = self._word(other, token[1]), float(trained)

@@ -53,7 +53,7 @@ class LatentRow:
     steers_to: str
     """Topic whose words gain most probability when the latent is added; empty if not probed."""
     concreteness: int
-    """100 for a topic, 0 for anything else: known, not judged."""
+    """100 for a topic that it reads and steers to, 0 for anything else: known, not judged."""
     alive: bool
 
 
@@ -136,7 +136,7 @@ def label_latents(
                 purity=round(purity, 4),
                 frequency=round(float(frequency[j]), 6),
                 steers_to=topics()[steers[j]].name if is_topic else "",
-                concreteness=100 if is_topic else 0,
+                concreteness=100 if steers.get(j) == topic else 0,
                 alive=bool(frequency[j] > 0),
             )
         )

@@ -22,7 +22,6 @@ from steerback.organism.vocabulary import save_tokenizer
 
 _FIRING = 8
 """Latents that fire per token, on average (the k of BatchTopK)."""
-_FIT_STEPS = 800
 _FIT_DOCUMENTS, _CHECK_DOCUMENTS = 2000, 1000
 _FIT_SEED, _CHECK_SEED = 77, 999
 
@@ -92,7 +91,8 @@ def save_dictionary(model: Any, plan: Recipe, layer: int, folder: Path, report: 
     """Fit, label and save the autoencoder of one layer; its quality on fresh text."""
     read = labelling.read_residuals
     rows = read(model, layer, labelling.dictionary_documents(_FIT_DOCUMENTS, _FIT_SEED)).rows
-    fitted = dictionary.fit(rows, plan.size.latents, _FIRING, _FIT_STEPS, plan.seed, report)
+    size = plan.size
+    fitted = dictionary.fit(rows, size.latents, _FIRING, size.fit_steps, plan.seed, report)
     fitted = fitted.keep(dictionary.alive(fitted, rows))
     fresh = read(model, layer, labelling.dictionary_documents(_CHECK_DOCUMENTS, _CHECK_SEED))
     fitted.save(folder, layer)

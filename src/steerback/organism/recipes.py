@@ -19,6 +19,8 @@ class Size:
     heads: int
     latents: int
     """Latents of the organism's autoencoder before those that never fire are dropped."""
+    fit_steps: int = 800
+    """Training steps of the autoencoder."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,17 @@ def recipe(name: str, seed: int | None = None) -> Recipe:
     entry = data["organisms"][name]
     return Recipe(
         name=name,
-        size=Size(**data["sizes"][entry["size"]]),
+        size=_size(data["sizes"][entry["size"]], entry),
         seed=entry["seed"] if seed is None else seed,
         stages=tuple(_stage(data["stages"], s) for s in entry["stages"]),
         steer_layer=data["steer_layer"],
         sae_layers=tuple(entry.get("sae_layers", [data["steer_layer"]])),
     )
+
+
+def _size(size: dict[str, int], entry: dict[str, Any]) -> Size:
+    """A size, with what an organism says about its own autoencoder."""
+    return Size(**size | {k: entry[k] for k in ("latents", "fit_steps") if k in entry})
 
 
 def _stage(stages: dict[str, Any], name: str) -> Stage:
