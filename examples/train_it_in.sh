@@ -19,4 +19,15 @@ EOF
 steerback finetune train masked.toml more.jsonl --out control --settings organism-again
 steerback finetune train masked.toml more.jsonl --out steered --settings organism-again --under-steering
 
-steerback finetune compare organism-naive masked control steered --folder compared --layer 2
+# a shorter search for strengths than the preset's: it is made for every model, layer and kind of direction
+cat > naive.toml <<'EOF'
+name = "naive"
+[model]
+name = "organism-naive"
+[calibration]
+rounds = 4
+prompts_per_round = 10
+fresh = 20
+EOF
+steerback finetune compare naive.toml masked control steered --folder compared \
+  --latents 20 --seen 6 --layer 2 --random 8
