@@ -86,7 +86,9 @@ def test_all_models_get_the_same_directions_strengths_questions_and_seeds(made: 
             )
             chosen = [c["index"] for c in store.get_artifact("latents")]
     assert found[0] == found[1] == found[2]
-    assert {arm for arm, *_ in found[0]} == {design.dose(0.5), design.dose(1.0), design.WANTED}
+    assert {arm for arm, *_ in found[0]} == {
+        *(design.dose(0.5), design.dose(1.0), design.NORMS, design.WANTED)
+    }
     assert [k in trained for k in chosen] == [False] * 3 + [True] * 2
     for shared in evidence.design.directions:
         assert shared.seen == (int(shared.id.split(":")[1]) in trained)
@@ -112,6 +114,15 @@ def test_doses_are_multiples_of_the_bases_threshold_in_raw_units(made: Made) -> 
         assert add.unit == "raw"
         assert add.value == pytest.approx(0.5 * own[cluster] * norm / length, rel=1e-4)
     assert len(half) == len(evidence.design.directions)
+    for shared in evidence.design.directions:
+        assert shared.resid == pytest.approx(own[shared.id], rel=1e-4)
+    for model in wanted.models():
+        with Store.open(wanted.place(model, MAIN), mode="ro") as store:
+            values = {
+                (t.cluster, t.interventions[0].value, t.interventions[0].unit)
+                for t, _ in store.trials(protocol=design.NAME, arm=design.NORMS)
+            }
+        assert values == {(d.id, d.resid, "resid") for d in evidence.design.directions}
 
 
 def test_held_out_questions_and_wanted_pushes_are_what_they_say(made: Made) -> None:

@@ -95,7 +95,7 @@ def _rates(evidence: Evidence) -> Sheet:
 
 def _generalisation(evidence: Evidence) -> Sheet:
     """ESR against the base where training went and where it never did."""
-    fixed = {PLAIN, design.WANTED, *(design.dose(f) for f in evidence.design.factors)}
+    fixed = {PLAIN, design.WANTED, design.NORMS, *(design.dose(f) for f in evidence.design.factors)}
     rows: list[tuple[Entry, ...]] = []
     for arm in evidence.arms():
         if arm in fixed or arm.startswith("prefill"):
@@ -121,7 +121,8 @@ def _equal(evidence: Evidence) -> Sheet:
     """Equal strength is one comparison, equal effect on the first attempt another."""
     rows: list[tuple[Entry, ...]] = []
     for model in evidence.tuned:
-        for arm in (UNSEEN, *(design.dose(f) for f in evidence.design.factors)):
+        grown = evidence.norms[model.name] / evidence.norms[BASE]
+        for arm in (UNSEEN, design.NORMS, *(design.dose(f) for f in evidence.design.factors)):
             first, esr, on_topic = (
                 evidence.difference(BASE, model.name, arm, m)
                 for m in ("first_score", "esr", "on_topic")
@@ -131,6 +132,7 @@ def _equal(evidence: Evidence) -> Sheet:
                 rows.append(
                     (
                         model.name,
+                        grown,
                         what,
                         esr.pairs,
                         first.difference,
@@ -142,6 +144,7 @@ def _equal(evidence: Evidence) -> Sheet:
         "At equal strength, and at equal first-attempt score",
         (
             "model",
+            "its residual norm, over the base's",
             "compared",
             "pairs",
             "first-attempt score",
@@ -149,7 +152,11 @@ def _equal(evidence: Evidence) -> Sheet:
             "ends on topic",
         ),
         tuple(rows),
-        ("each number is the tuned model minus the base, paired; held-out directions",),
+        (
+            "differences are the tuned model minus the base, paired; held-out directions",
+            "a stream that has grown feels the same vector less: in residual norms, each model gets "
+            "the base's threshold as a share of its own stream",
+        ),
     )
 
 

@@ -25,7 +25,7 @@ from steerback.instruments import Instruments
 from steerback.lab import SOURCE, VECTORS, Lab
 from steerback.preparation import choose, prepare
 from steerback.prompts import counterpart, load_prompts
-from steerback.protocols.base import Inputs
+from steerback.protocols.base import Direction, Inputs
 from steerback.run import perform
 from steerback.store import Store
 from steerback.types import derive_seed
@@ -274,16 +274,26 @@ def _design(lab: Lab, wanted: Wanted, models: Sequence[Model], inputs: Inputs) -
     related = Instruments(lab).relevant(questions, pairs)
     trained = trained_along(models)
     shared = [
-        Shared(
-            d.id,
-            lab.engine.packer.strength(d.add()),
-            d.id in trained,
-            tuple(sorted(d.skip)),
-            tuple(q for q, yes in zip(questions, column, strict=True) if yes),
+        _shared(
+            lab, d, d.id in trained, [q for q, yes in zip(questions, column, strict=True) if yes]
         )
         for d, column in zip(inputs.directions, related.T, strict=True)
     ]
     return Design(inputs.questions, questions, tuple(shared), wanted.factors, wanted.per_direction)
+
+
+def _shared(lab: Lab, direction: Direction, seen: bool, skip_held_out: Sequence[str]) -> Shared:
+    packer = lab.engine.packer
+    raw = packer.strength(direction.add())
+    length = float(packer.direction(direction.source, direction.index).norm())
+    return Shared(
+        direction.id,
+        raw,
+        raw * length / lab.engine.norms[direction.layer],
+        seen,
+        tuple(sorted(direction.skip)),
+        tuple(skip_held_out),
+    )
 
 
 def _answers(lab: Lab) -> list[tuple[str, str]]:

@@ -12,11 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from steerback.protocols.base import Direction, Inputs, cells, trial
-from steerback.types import Trial
+from steerback.types import Trial, Unit
 
 NAME = "finetune"
 """Protocol of these trials."""
 HELD_OUT, HELD_OUT_PLAIN, WANTED = "held out", "held out, unsteered", "wanted"
+NORMS = "the base's threshold in residual norms"
+"""Arm at an equal share of each model's own stream: a stream that has grown gets a longer vector."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Shared:
     id: str
     raw: float
     """The base's own threshold, times the direction as stored."""
+    resid: float
+    """The same in median residual norms of the base."""
     seen: bool
     """Whether some compared model was trained along it."""
     skip: tuple[str, ...] = ()
@@ -72,25 +76,20 @@ def trials(design: Design, inputs: Inputs) -> list[Trial]:
     """Of one model. inputs: its own, with the strengths that it was calibrated to."""
     shared = {d.id: d for d in design.directions}
     own = [d for d in inputs.directions if d.id in shared]
-    every = [_raw(s, inputs) for s in design.directions]
+    every = [_at(s, inputs, "raw") for s in design.directions]
+    shares = [_at(s, inputs, "resid") for s in design.directions]
     out = _held_out(design, inputs, own)
+    asked = replace(inputs, questions=design.questions)
     for factor in design.factors:
-        out += _arm(
-            replace(inputs, questions=design.questions),
-            dose(factor),
-            every,
-            design.per_direction,
-            factor,
-        )
+        out += _arm(asked, dose(factor), every, design.per_direction, factor)
+    out += _arm(asked, NORMS, shares, design.per_direction)
     wanted = [
         replace(d, skip=frozenset(design.questions) - frozenset(shared[d.id].skip)) for d in every
     ]
-    return out + _arm(
-        replace(inputs, questions=design.questions), WANTED, wanted, design.per_direction, 1.0
-    )
+    return out + _arm(asked, WANTED, wanted, design.per_direction)
 
 
-def _raw(shared: Shared, inputs: Inputs) -> Direction:
+def _at(shared: Shared, inputs: Inputs, unit: Unit) -> Direction:
     """At the base's threshold, whatever the model's own is."""
     source, _, index = shared.id.rpartition(":")
     known = {d.id: d for d in inputs.directions}
@@ -100,15 +99,19 @@ def _raw(shared: Shared, inputs: Inputs) -> Direction:
         source,
         int(index),
         like.layer,
-        "raw",
-        strength=shared.raw,
+        unit,
+        strength=shared.raw if unit == "raw" else shared.resid,
         skip=frozenset(shared.skip),
         positions=like.positions,
     )
 
 
 def _arm(
-    inputs: Inputs, arm: str, directions: Sequence[Direction], count: int, factor: float
+    inputs: Inputs,
+    arm: str,
+    directions: Sequence[Direction],
+    count: int,
+    factor: float = 1.0,
 ) -> list[Trial]:
     inputs = replace(inputs, directions=tuple(directions))
     return [

@@ -33,6 +33,8 @@ class Evidence:
     by: dict[str, dict[str, list[Outcome]]]
     told: dict[str, list[Told]]
     """Log probabilities of the base's answers, by model."""
+    norms: dict[str, float]
+    """Median residual norm at the steer layer, by model."""
 
     @property
     def names(self) -> list[str]:
@@ -65,6 +67,7 @@ def read(folder: Path, models: Sequence[Model], judge: str = "") -> Evidence:
     """Raises UserError if a model's run is not there."""
     by: dict[str, dict[str, list[Outcome]]] = {}
     told: dict[str, list[Told]] = {}
+    norms: dict[str, float] = {}
     shared: Design | None = None
     for model in models:
         place = folder / model.name
@@ -81,12 +84,13 @@ def read(folder: Path, models: Sequence[Model], judge: str = "") -> Evidence:
                         raise UserError(f"{condition} is not finished; run the comparison again")
                     shared = shared or Design.from_json(stored)
                     told[model.name] = [Told(*t) for t in store.get_artifact(TOLD, [])]
+                    norms[model.name] = store.get_artifact("residual_norm")["median"]
                     by[model.name] |= _main(Records(store, judge), shared)
                 else:
                     name = condition.name.replace("-", " ")
                     by[model.name][name] = _outcomes(Records(store, judge), "esr", "steered")
     assert shared is not None
-    return Evidence(tuple(models), shared, by, told)
+    return Evidence(tuple(models), shared, by, told, norms)
 
 
 def _main(records: Records, shared: Design) -> dict[str, list[Outcome]]:
@@ -102,7 +106,7 @@ def _main(records: Records, shared: Design) -> dict[str, list[Outcome]]:
         *_outcomes(records, "baseline", "unsteered"),
         *_outcomes(records, design.NAME, design.HELD_OUT_PLAIN),
     ]
-    for arm in (*(design.dose(f) for f in shared.factors), design.WANTED):
+    for arm in (*(design.dose(f) for f in shared.factors), design.NORMS, design.WANTED):
         out[arm] = [o for o in _outcomes(records, design.NAME, arm) if o.cluster not in seen]
     for arm, _ in records.arms("prefill"):
         out[f"prefill, {arm}"] = _outcomes(records, "prefill", arm)
