@@ -365,11 +365,50 @@ def test_strengths_follow_the_norm_of_the_stream_as_it_is(
     plain = run_to(Forward(model, steer.Packer(sources)), piece(examples(), [()] * 4, 0), 1)
     norms = [plain[r, 1 : len(e.ids)].norm(dim=-1) for r, e in enumerate(examples())]
     assert forward.norms[1] == pytest.approx(float(torch.cat(norms).median()), rel=1e-5)
-    for norm, moved in (("live", True), ("base", False)):
-        steering = {"norm": norm, "go_along": False}
-        record = work.train(job(tmp_path, "full", norm, epochs=1, steering=steering))["steering"]
-        assert (record["norms"] != record["norms_at_last"]) == moved
-        assert record["norms_at_last"]["1"] == pytest.approx(record["norms"]["1"], rel=0.3)
+    made = {}
+    for norm in ("pass", "live", "base"):
+        own = {"norm": norm, "go_along": False}
+        made[norm] = work.train(job(tmp_path, "full", norm, epochs=1, steering=own))
+        steering = made[norm]["steering"]
+        assert steering["norms_at_last"]["1"] == pytest.approx(steering["norms"]["1"], rel=0.3)
+    assert len({record["sha256"] for record in made.values()}) == 3
+
+
+def test_a_push_in_units_of_its_own_pass_is_the_engines_and_growing_is_no_escape(
+    sources: dict[str, Any],
+) -> None:
+    live = (Intervention("add", "vectors", 3, 0.8, 1, "resid"),)
+    chosen = examples()
+    part = piece(chosen, [live] * len(chosen), 0)
+    model = models.build("llama")
+    forward = Forward(model, steer.Packer(sources, norms=dict(NORMS)), [1], follow=True)
+    held: list[torch.Tensor] = []
+    with hook(forward.layers[2], lambda _, inputs, __: held.append(inputs[0].detach())):
+        forward.loss(part)
+    engine = HFEngine(copy.deepcopy(model), models.tokenizer(), name="llama", sources=sources)
+    engine.norms.update(forward.norms)
+    for row, (e, h) in enumerate(
+        zip(chosen, engine.streams([pair(e, live) for e in chosen], 1), strict=True)
+    ):
+        torch.testing.assert_close(held[0][row, e.first : len(e.ids)], h, rtol=1e-4, atol=1e-4)
+
+    # growing the whole stream is what a model escapes a fixed push by: here the push grows with it
+    packer = steer.Packer(sources, norms=dict(NORMS), dtype=torch.float64)
+    exact = Forward(model.double(), packer, [1], follow=True)
+
+    def grown(by: torch.Tensor) -> torch.Tensor:
+        def grow(_module: object, _inputs: object, out: Any) -> Any:
+            return (out[0] * by, *out[1:]) if isinstance(out, tuple) else out * by
+
+        with hook(exact.layers[1], grow):
+            return exact.loss(part)
+
+    by = torch.ones((), dtype=torch.float64, requires_grad=True)
+    grown(by).backward()
+    assert by.grad is not None
+    with torch.no_grad():
+        around = [grown(torch.tensor(1 + step)).item() for step in (1e-2, -1e-2)]
+    assert by.grad.item() == pytest.approx((around[0] - around[1]) / 2e-2, rel=0.02)
 
 
 # --- order -----------------------------------------------------------------------------------

@@ -59,10 +59,16 @@ class Forward:
     """A model, plain or with adapters, as training runs it."""
 
     def __init__(
-        self, model: Any, packer: steer.Packer | None = None, layers: Sequence[int] = ()
+        self,
+        model: Any,
+        packer: steer.Packer | None = None,
+        layers: Sequence[int] = (),
+        follow: bool = False,
     ) -> None:
-        """layers: those whose residual norm is noted in each pass."""
+        """layers: those whose residual norm is noted in each pass. follow: what is added there is in
+        units of that norm instead of the packer's, with the norm's gradient."""
         self.model, self.packer, self.noted = model, packer, tuple(layers)
+        self.follow = follow
         self.norms: dict[int, float] = {}
         """Median residual norm that left each noted layer in the last pass, before its edit."""
         self.layers = decoder_layers(model.get_base_model() if _adapted(model) else model)
@@ -99,9 +105,17 @@ class Forward:
         real = ((places > 0) & (places < ends[:, None])).reshape(-1)
 
         def noting(h: Tensor) -> Tensor:
-            norms = h.detach().float().norm(dim=-1)
-            self.norms[layer] = float(norms[real.to(h.device)].median())
-            return h if site is None else site(h)
+            norms = h.float().norm(dim=-1)[real.to(h.device)]
+            median = norms.detach().median()
+            self.norms[layer] = float(median)
+            if site is None:
+                return h
+            if not self.follow or self.packer is None:
+                return site(h)
+            # the median's value with the gradient of the mean: a median's is that of one token
+            now = median * norms.mean() / norms.detach().mean()
+            scale: Tensor = (now / self.packer.norms[layer]).to(h.dtype)
+            return h + scale * (site(h) - h)
 
         return noting
 

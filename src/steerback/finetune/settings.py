@@ -44,10 +44,11 @@ class SteeringSettings(Table):
         description="Range that strengths are drawn from, in `unit`.",
     )
     unit: Unit = Field(default="resid", description="resid (median residual norms) or raw.")
-    norm: Literal["live", "base"] = Field(
+    norm: Literal["pass", "live", "base"] = Field(
         default="live",
-        description="live: the residual norm as it is at that step of training. base: as it was "
-        "before, which a model can escape by letting its stream grow.",
+        description="The residual norm that strengths are in units of. base: as it was before "
+        "training, which a model can escape by letting its stream grow. live: as it is at that step. "
+        "pass: that of the very pass, with its gradient, so that growing changes nothing.",
     )
     go_along: bool = Field(
         default=True,

@@ -145,7 +145,7 @@ class Trainer:
     def _follow_norms(self) -> None:
         """Strengths in units of the residual norm are in units of it as it is now."""
         packer, steering = self.forward.packer, self.settings.steering
-        if packer is None or steering is None or steering.norm == "base":
+        if packer is None or steering is None or steering.norm != "live":
             return
         for layer, seen in self.forward.norms.items():
             self.norms[layer] = _DECAY * self.norms.get(layer, seen) + (1 - _DECAY) * seen

@@ -110,7 +110,9 @@ def _train(
     engine.backend = engine.hooked
     model = adapters.trainable(engine.model, job.settings)
     trainer = Trainer(
-        Forward(model, packer, live.layers if live else ()),
+        Forward(
+            model, packer, live.layers if live else (), _follows(job.settings.steering, training)
+        ),
         job.settings,
         samples,
         checks,
@@ -212,6 +214,15 @@ def _steering(
     return live, packer
 
 
+def _follows(steering: SteeringSettings | None, rows: Sequence[Row]) -> bool:
+    """Whether strengths are in units of the norm of the pass itself."""
+    if steering is None or steering.norm != "pass":
+        return False
+    if steering.directions == "row":
+        return all(r.push is None or r.push.unit == "resid" for r in rows)
+    return steering.unit == "resid"
+
+
 def _directions(
     job: Job, own: SteeringSettings, engine: HFEngine
 ) -> tuple[str, list[pushes.Candidate]]:
@@ -273,7 +284,7 @@ def _steered(live: Pushes | None, engine: HFEngine, trainer: Trainer) -> dict[st
     return {
         **live.used(),
         "norms": {str(k): v for k, v in engine.norms.items()},
-        "norms_at_last": {str(k): v for k, v in trainer.norms.items()},
+        "norms_at_last": {str(k): v for k, v in trainer.forward.norms.items()},
     }
 
 
