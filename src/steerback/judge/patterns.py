@@ -109,17 +109,17 @@ class Patterns:
         """Places in `patterns` of those that can start with these letters."""
         index: dict[str, list[int]] = {}
         for n, starts in enumerate(self.starts):
-            for start in () if self.patterns[n].rare else starts:
+            for start in starts if "" not in starts or not self.patterns[n].rare else ():
                 index.setdefault(start, []).append(n)
         return index
 
     @cached_property
     def rare(self) -> tuple[Pattern, ...]:
-        """The patterns that only some texts have a word for."""
-        return tuple(p for p in self.patterns if p.rare)
+        """The patterns that only some texts have a word for, and that start with any letters."""
+        return tuple(p for p, s in zip(self.patterns, self.starts, strict=True) if p.rare and "" in s)
 
     def at(self, text: str, at: int, led: bool) -> tuple[Pattern, ...]:
-        """The patterns that could match `text` at `at`, by its first letters; none that is rare.
+        """The patterns that could match `text` at `at`, by its first letters; none of `rare`.
 
         Those that need a lead are among them only when `led`.
         """

@@ -124,7 +124,9 @@ def _is_mark(low: str, start: int, end: int) -> bool:
 def prose(text: str) -> Prose:
     """The view of `text` that restart phrases are looked for in."""
     low = _masked(_lower(text))
-    low = low.replace("’", "'").replace("‘", "'").replace("\u00a0", " ").translate(_FULL_WIDTH)
+    low = low.replace("’", "'").replace("‘", "'").replace("\u00a0", " ")
+    if "，" in low or "。" in low:
+        low = low.translate(_FULL_WIDTH)
     if "*" not in low and "_" not in low and "~" not in low:
         return Prose(low, text, (0,), (0,))
     runs: list[tuple[int, int]] = []

@@ -35,7 +35,7 @@ _ANCHOR = re.compile(
     r"|(?P<word>(?<=[a-z0-9'] )(?=(?:no,? |oh |but |or |ok |okay |oh man )?"
     r"(?:wait|sorry that|stop\b|i need to stop|i'm sorry, i|i apologi[sz]e for|"
     r"hold on|hang on|scratch that|strike that|scrap that|oops|no sorry|"
-    r"sorry, (?:that|this|i|no)|ugh, (?:that|i)|"
+    r"sorry, (?:that|this|i|no)|no, (?:that|this|it|wait|not|sorry)\b|ugh, (?:that|i)|"
     r"let me (?:start over|start again|try again|redo)|this is not what i)\b))"
     r"|(?P<capital>(?<=[a-z',;] )(?=(?:ok|okay|sorry|oh|no|hmm+|wait|actually|let me|let's|that|this|"
     r"why am i|what am i|my (?:mistake|apologies|bad|answer)|apologies|please|ignore|disregard|never|"
@@ -103,13 +103,13 @@ class Scan:
     """... and where the one before it does."""
     pending: tuple[Lead, ...] = ()
     """Leads of this sentence that nothing followed yet."""
+    words: dict[str, bool] = field(default_factory=dict)
+    """Of the rare patterns met so far, whether the text has a word for them."""
     rare: tuple[Pattern, ...] = field(init=False)
-    """Patterns that most texts have no word for, and this one has."""
+    """Patterns that may start with any letters, and that most texts have no word for."""
 
     def __post_init__(self) -> None:
-        self.rare = tuple(
-            p for p in self.patterns.rare if any(word in self.text for word in p.rare)
-        )
+        self.rare = tuple(p for p in self.patterns.rare if self._worded(p))
 
     def hits(self) -> Iterator[Hit]:
         first = _FIRST.match(self.text)
@@ -164,6 +164,12 @@ class Scan:
         found = self.patterns.at(self.text, at, led)
         return found + self.rare if self.rare else found
 
+    def _worded(self, pattern: Pattern) -> bool:
+        """Whether the text has one of the words that the pattern is rare for."""
+        if pattern.id not in self.words:
+            self.words[pattern.id] = any(word in self.text for word in pattern.rare)
+        return self.words[pattern.id]
+
     def _carry(self, hit: Hit) -> None:
         """A lead at the head of the sentence counts for its later clauses."""
         hit.leads, hit.start = self.pending, self.begin
@@ -189,7 +195,8 @@ class Scan:
         """Scores what starts at `start`; of lead words alone (before `body`) the lead's points."""
         met, anywhere = _needs_met(hit.leads), place == "sentence" or "lead" in hit.points
         for pattern in self._candidates(start, led=bool(hit.leads)):
-            if pattern.needs not in met or not (anywhere or pattern.at in (place, "clause")):
+            wanted = pattern.needs in met and (anywhere or pattern.at in (place, "clause"))
+            if not wanted or (pattern.rare and not self._worded(pattern)):
                 continue
             m = pattern.regex.match(self.text, start)
             if m and self._allowed(pattern, hit, m):

@@ -2,7 +2,8 @@
 
 A pattern may have a group `topic`: of its words one must come up where the response opens and none
 just before the phrase ("This is not about hems anymore" after a passage on bees). Of a group `recent` a
-word must come up just before the phrase and none in the opening sentence ("Forget the bees").
+word must come up just before the phrase and none in the opening sentence ("Forget the bees"); of a group
+`said` a word in the sentence before, and if it is a number, a number there ("No, the capital is ...").
 """
 
 from __future__ import annotations
@@ -44,10 +45,18 @@ def agrees(match: re.Match[str], text: str, at: int) -> bool:
         since = _last_sentence(text, at)
         if shared(topic, text[since:at]) or not shared(topic, text[: min(since, OPENING)]):
             return False
+    if (said := groups.get("said")) and not _said(said, text[_last_sentence(text, at) : at]):
+        return False
     recent = groups.get("recent")
     return not recent or (
         shared(recent, text[max(0, at - PASSAGE) : at]) and not shared(recent, _opening(text, at))
     )
+
+
+def _said(words: str, before: str) -> bool:
+    if any(c.isdigit() for c in words):
+        return any(c.isdigit() for c in before)
+    return shared(words, before)
 
 
 def _last_sentence(text: str, at: int) -> int:
@@ -79,7 +88,7 @@ def _stem(word: str) -> str:
     word = word.removesuffix("'s")
     if len(word) > 6:
         return word[:5]
-    for end in "sey":
+    for end in ("us", "i", "s", "e", "y"):
         word = word.removesuffix(end) if len(word) > 3 else word
     return word
 
