@@ -20,6 +20,7 @@ SETS = (
     ("cases", "labelled.jsonl", (40, 1500)),
     ("wild", "wild.jsonl", (1000, 4000)),
     ("fresh", "fresh.jsonl", (40, 1500)),
+    ("blind", "blind.jsonl", (40, 1500)),
 )
 SHINGLE_WORDS = 5
 MAX_SHARED_SHINGLES = 0.25
