@@ -116,7 +116,9 @@ class Patterns:
     @cached_property
     def rare(self) -> tuple[Pattern, ...]:
         """The patterns that only some texts have a word for, and that start with any letters."""
-        return tuple(p for p, s in zip(self.patterns, self.starts, strict=True) if p.rare and "" in s)
+        return tuple(
+            p for p, s in zip(self.patterns, self.starts, strict=True) if p.rare and "" in s
+        )
 
     def at(self, text: str, at: int, led: bool) -> tuple[Pattern, ...]:
         """The patterns that could match `text` at `at`, by its first letters; none of `rare`.
