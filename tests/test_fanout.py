@@ -146,3 +146,17 @@ def test_a_run_on_ray_stores_what_a_run_here_stores(
         assert dict(a.trials()) == dict(b.trials())
         assert a.content_digest() == b.content_digest()
         assert b.sessions()[0].facts["engine"].startswith("ray")
+
+
+def test_an_actor_may_hold_vllm(
+    both: tuple[SharedEngine, RayEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed here; `make test-vllm` has it")
+    one, _ = both
+    held = {"actor": "vllm", "actors": 1, "cpus": 0.5, "eager": True, "memory": 0.1}
+    many = engine("ray", tmp_path, **held)
+    many.norms.update(one.norms)
+    assert "vllm" in many.kind
+    assert by_key(many.generate(trials(12))) == by_key(one.generate(trials(12)))
+    many.close()

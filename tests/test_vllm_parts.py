@@ -19,7 +19,7 @@ from steerback.engine.sampling import RowSettings, draw, uniforms
 from steerback.engine.spans import Span, sequence_sites
 from steerback.engine.vllm import wire
 from steerback.engine.vllm.drawing import Row, force
-from steerback.engine.vllm.settings import Settings, check_request
+from steerback.engine.vllm.settings import Checker, Settings, check_request
 from steerback.engine.vllm.steering import Chunk, Steering
 from steerback.errors import UserError
 from steerback.types import Intervention, Sampling
@@ -140,7 +140,7 @@ def test_settings_survive_json_and_check_extra_arguments(tmp_path: Path) -> None
     config.use_v2_model_runner, config.speculative_config = False, None
     config.parallel_config = type("P", (), {"use_ubatching": False})
     assert Settings.of(config) == settings
-    check = settings.checker()
+    check = Checker(settings)
     check({})
     check({"other": 1})
     check({"steerback": wire.Request("a", 1, edits=(add(1, 2.0),)).text()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,6 +132,63 @@ def _run_suite(model: str, folder: Path, quick: bool) -> None:
         show(known, out)
     page = write_report([f.config.place for f in finished], folder / "report.html").path
     out.print(f"report: {page}", soft_wrap=True)
+
+
+@app.command()
+def plan(
+    config: Annotated[str, typer.Argument(help="TOML file or preset, as for `steerback run`.")],
+    measured: Annotated[
+        Path | None, typer.Option(help="Run whose speed and length of responses are taken.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=1e-9, help="Tokens per second of one engine, instead.")
+    ] = None,
+    engines: Annotated[int, typer.Option(min=1, help="Engines that work side by side.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each engine.")] = 1.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Trials, tokens and GPU-hours of a run, before it is begun."""
+    from steerback import estimate, protocols
+    from steerback.config import load_or_preset
+
+    if measured is not None and rate is not None:
+        raise UserError("give --measured or --rate, not both")
+    found = estimate.parts(load_or_preset(config, protocols.settings()))
+    speed = None if measured is None else estimate.Rate.of(measured)
+    if rate is not None:
+        speed = estimate.Rate(rate, None, "as given")
+    if as_json:
+        typer.echo(json.dumps(estimate.as_json(found, speed, engines, gpus), indent=2))
+    else:
+        estimate.show(found, speed, engines, gpus, out)
+
+
+@app.command()
+def serve(
+    config: Annotated[str, typer.Argument(help="TOML file or preset, as for `steerback run`.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print vLLM's command line instead.")
+    ] = False,
+) -> None:
+    """Serve a run's model with vLLM, to be used with `run --engine http://HOST:PORT`."""
+    from steerback import protocols
+    from steerback.config import load_or_preset
+    from steerback.lab import serving
+
+    line = [
+        *serving(load_or_preset(config, protocols.settings())),
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
+    if show:
+        typer.echo(shlex.join(line))
+        return
+    chosen = {"VLLM_PLUGINS": "steerback", "VLLM_USE_V2_MODEL_RUNNER": "0"}
+    os.execve(line[0], line, {**os.environ, **chosen})
 
 
 @app.command()

@@ -266,16 +266,29 @@ def load_engine(config: RunConfig, slots: int) -> tuple[SharedEngine, dict[str, 
             "another SAE than the one meant"
         )
     sources: dict[str, Source] = {SOURCE: sae}
-    places = {SOURCE: Place("sae", _absolute(sae_path(config.sae.spec)))}
+    places = _places(config)
     facts = {"sae_hash": sae.content_hash()}
     if config.directions.vectors:
         vectors = VectorSet.load(config.directions.vectors, VECTORS)
         sources[VECTORS] = vectors
-        places[VECTORS] = Place("vectors", _absolute(config.directions.vectors))
         facts["vectors_hash"] = vectors.content_hash()
     engine = open_engine(config, model, slots, sources, places)
     facts |= {"model_hash": fingerprint(model, engine.config), "engine": engine.kind}
     return engine, facts
+
+
+def serving(config: RunConfig) -> list[str]:
+    """The command line that serves the run's model, with the directions it has now."""
+    from steerback.engine import choice
+
+    return choice.serving(config, model_path(config.model.source), _places(config))
+
+
+def _places(config: RunConfig) -> dict[str, Place]:
+    places = {SOURCE: Place("sae", _absolute(sae_path(config.sae.spec)))}
+    if config.directions.vectors:
+        places[VECTORS] = Place("vectors", _absolute(config.directions.vectors))
+    return places
 
 
 def _absolute(spec: str | Path) -> str:

@@ -323,6 +323,11 @@ class Store:
                 "UPDATE provenance SET facts = ? WHERE session = ?", [merged, self._session]
             )
 
+    def engine_seconds(self) -> dict[str, float]:
+        """Time spent on generating, by engine."""
+        rows = self._rows("SELECT engine, sum(seconds) FROM trials GROUP BY engine")
+        return {str(engine): float(seconds) for engine, seconds in rows}
+
     def sessions(self) -> list[Session]:
         """Every process that wrote to the run, oldest first, with how many trials it added."""
         rows = self._rows(

@@ -10,6 +10,7 @@ from steerback.config import RunConfig
 from steerback.engine.hf import HFEngine
 from steerback.engine.places import Place
 from steerback.engine.shared import SharedEngine
+from steerback.engine.vllm.launch import Options
 from steerback.errors import UserError
 from steerback.sae import Source
 
@@ -33,6 +34,8 @@ def open_engine(
         )
     if kind == "ray":
         return _ray(config, model, slots, sources, places)
+    if kind.startswith("http"):
+        return _served(config, model, sources, places)
     return _vllm(config, model, slots, places)
 
 
@@ -99,28 +102,67 @@ def _here(
     )
 
 
+def _served(
+    config: RunConfig,
+    model: str | Path,
+    sources: Mapping[str, Source],
+    places: Mapping[str, Place],
+) -> SharedEngine:
+    from steerback.engine.facts import Facts
+    from steerback.engine.vllm.served import ServedEngine
+
+    return ServedEngine(
+        config.engine.kind,
+        Facts.of(model, config.model.revision or "main"),
+        name=config.model.name,
+        sources=sources,
+        places=places,
+    )
+
+
 def _vllm(
     config: RunConfig, model: str | Path, slots: int, places: Mapping[str, Place]
 ) -> SharedEngine:
     from steerback.engine.vllm.engine import VLLMEngine
-    from steerback.engine.vllm.launch import Options
 
-    engine = config.engine
-    own = (config.model.steer_layer, config.readout_layer, config.sae.layer)
     return VLLMEngine.load(
         model,
         name=config.model.name,
         places=places,
-        layers=(*own, *engine.layers),
+        layers=layers_of(config),
         slots=slots,
         device=_device(config),
         dtype=config.model.dtype,
         revision=config.model.revision or "main",
-        options=Options(
-            tensor_parallel=engine.tensor_parallel,
-            pipeline_parallel=engine.pipeline_parallel,
-            eager=engine.eager,
-            memory=engine.memory,
-            quantize=config.model.quantize,
-        ),
+        options=options_of(config),
     )
+
+
+def layers_of(config: RunConfig) -> tuple[int, ...]:
+    """Layers that vLLM must be able to steer and read."""
+    own = (config.model.steer_layer, config.readout_layer, config.sae.layer)
+    return tuple(sorted({*own, *config.engine.layers}))
+
+
+def options_of(config: RunConfig) -> Options:
+    engine = config.engine
+    return Options(
+        tensor_parallel=engine.tensor_parallel,
+        pipeline_parallel=engine.pipeline_parallel,
+        eager=engine.eager,
+        memory=engine.memory,
+        quantize=config.model.quantize,
+    )
+
+
+def serving(config: RunConfig, model: str | Path, places: Mapping[str, Place]) -> list[str]:
+    """The command line, but for host and port, that serves a run's model with the plugin."""
+    from steerback.engine.vllm import launch
+    from steerback.engine.vllm.settings import Settings
+
+    launch.prepare()
+    settings = Settings(layers_of(config), dict(places), config.model.slots)
+    given = launch.arguments(
+        settings, options_of(config), config.model.dtype, launch.device(_device(config))
+    )
+    return launch.command(str(model), config.model.revision, given)

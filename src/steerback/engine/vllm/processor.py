@@ -10,8 +10,9 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from steerback.engine.vllm.drawing import Row, force
 from steerback.engine.vllm.plugin import request_of
+from steerback.engine.vllm.steering import MOST_FOUND
 
-BROKEN: set[str] = set()
+BROKEN: dict[str, None] = {}
 """Keys of requests whose logits were no numbers."""
 
 
@@ -26,7 +27,10 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
         process_dict_updates(self.rows, batch_update, _row)
 
     def apply(self, logits: Tensor) -> Tensor:
-        BROKEN.update(force(logits, self.rows))
+        for key in force(logits, self.rows):
+            while len(BROKEN) >= MOST_FOUND:
+                del BROKEN[next(iter(BROKEN))]
+            BROKEN[key] = None
         return logits
 
 

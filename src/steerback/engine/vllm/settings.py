@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,19 +42,22 @@ class Settings:
     def sources(self) -> dict[str, Source]:
         return {name: place.open(name) for name, place in self.places.items()}
 
-    def checker(self) -> Callable[[Mapping[str, Any]], None]:
-        """What raises ValueError for a request that a worker could not carry out."""
-        packer = steer.Packer(self.sources())
 
-        def check(extra: Mapping[str, Any]) -> None:
-            try:
-                refuse_strays(extra)
-                if wire.KEY in extra:
-                    check_request(wire.parse(extra[wire.KEY]), packer, self.layers)
-            except UserError as error:
-                raise ValueError(str(error)) from None
+class Checker:
+    """What stands before the workers."""
 
-        return check
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.packer = steer.Packer(settings.sources())
+
+    def __call__(self, extra: Mapping[str, Any]) -> None:
+        """Raises ValueError for extra arguments that a worker could not carry out."""
+        try:
+            refuse_strays(extra)
+            if wire.KEY in extra:
+                check_request(wire.parse(extra[wire.KEY]), self.packer, self.settings.layers)
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
 
 def refuse_strays(extra: Mapping[str, Any]) -> None:

@@ -23,6 +23,9 @@ from steerback.engine.vllm.wire import STREAM, Read, Request
 from steerback.sae import LatentReader
 from steerback.types import Intervention
 
+MOST_FOUND = 4096
+"""Readings that wait to be taken; the oldest go first, for whoever asked may be gone."""
+
 State = tuple[Intervention, ...]
 
 
@@ -214,6 +217,8 @@ class Steering:
         seat.parts.append(h[start:stop].clone())
         seat.upto = position + stop - start
         if seat.upto >= seat.length:
+            while len(self.found) >= MOST_FOUND:
+                del self.found[next(iter(self.found))]
             self.found[seat.request.key] = self._pooled(read, torch.cat(seat.parts))
             seat.parts.clear()
 
