@@ -3,7 +3,7 @@
 A pattern may have a group `topic`: of its words one must come up where the response opens and none
 just before the phrase ("This is not about hems anymore" after a passage on bees). Of a group `recent` a
 word must come up just before the phrase and none in the opening sentence ("Forget the bees"); of a group
-`said` a word in the sentence before, and if it is a number, a number there ("No, the capital is ...").
+`said` a word in the sentence before, and if it is a number, a number there ("No, the capital is ..."); a number `same` must be there itself ("It is 12, not 13").
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def agrees(match: re.Match[str], text: str, at: int) -> bool:
         if shared(topic, text[since:at]) or not shared(topic, text[: min(since, OPENING)]):
             return False
     if (said := groups.get("said")) and not _said(said, text[_last_sentence(text, at) : at]):
+        return False
+    if (same := groups.get("same")) and same.strip(".,") not in text[_last_sentence(text, at) : at]:
         return False
     recent = groups.get("recent")
     return not recent or (
