@@ -20,6 +20,7 @@ from steerback.judge.patterns import Patterns, load_patterns, packaged, parse, t
 from steerback.judge.prefixes import prefixes
 from steerback.judge.prose import BLANK, prose
 from steerback.judge.segment import restarts, segment
+from steerback.judge.topics import shared
 
 LABELLED = sorted((Path(__file__).parent / "data" / "restarts").glob("*.jsonl"))
 CASES = [json.loads(line) for path in LABELLED for line in path.read_text("utf-8").splitlines()]
@@ -182,6 +183,21 @@ def test_corrections_in_short_answers() -> None:
     lines = (PHRASES / "in_answers.txt").read_text("utf-8").splitlines()
     split = {line: segment(read(line)[0]) for line in lines}
     assert {line: got for line, got in split.items() if got != read(line)[1]} == {}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("hemming", "a hem", True),
+        ("beekeeping", "the bees", True),
+        ("cacti", "a cactus", True),
+        ("metal", "they met", False),
+        ("the way it is", "that is the way", False),
+        ("pH", "the pH of soil", True),
+    ],
+)
+def test_words_agree_but_for_their_endings(one: str, other: str, same: bool) -> None:
+    assert shared(one.lower(), other.lower()) is same
 
 
 def test_a_phrase_that_loops_is_one_event() -> None:

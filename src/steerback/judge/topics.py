@@ -1,9 +1,12 @@
 """Whether a phrase names the subject of the response, or what it has just been talking about.
 
-A pattern may have a group `topic`: of its words one must come up where the response opens and none
-just before the phrase ("This is not about hems anymore" after a passage on bees). Of a group `recent` a
-word must come up just before the phrase and none in the opening sentence ("Forget the bees"); of a group
-`said` a word in the sentence before, and if it is a number, a number there ("No, the capital is ..."); a number `same` must be there itself ("It is 12, not 13").
+A pattern's groups of these names must agree with the text before the phrase:
+
+- `topic`: one of its words comes up where the response opens and none just before the phrase ("This is
+  not about hems anymore" after a passage on bees);
+- `recent`: one comes up just before and none in the opening sentence ("Forget the bees");
+- `said`: one stands in the sentence before, or if it is a number, any number ("No, the capital is ...");
+- `same`: the sentence before holds that very number ("It is 12, not 13").
 """
 
 from __future__ import annotations
@@ -22,8 +25,7 @@ _WORD = re.compile(r"[a-z][a-z'-]+")
 _STOP = re.compile(r"[.!?…](?=\s)|\n")
 _FIRST_SENTENCE = re.compile(r"[^.!?\n]{0,200}")
 _COMMON = frozenset(
-    re.findall(
-        r"\S+",
+    _WORD.findall(
         "of to in on at by as is it be do no so we he me my or if an up us go am i'm it's the and "
         "for about that this these those what with how your you our their its not any all at here "
         "there then than from into onto out off was were are been being has have had does did can "
@@ -36,7 +38,7 @@ _COMMON = frozenset(
 
 
 def agrees(match: re.Match[str], text: str, at: int) -> bool:
-    """Whether the groups `topic` and `recent` of a match, if any, name what they must.
+    """Whether the groups of a match, if any, name what they must.
 
     `at` is where the phrase starts in `text`, its lead words included.
     """
