@@ -41,7 +41,7 @@ from steerback.engine.vllm.engine import VLLMEngine
 from steerback.engine.vllm.launch import Options, prepare, version_of_vllm
 from steerback.types import Trial
 
-SLOTS = {1: 6, 16: 48, 64: 128, 256: 256}
+SLOTS = {1: 4, 16: 32, 64: 64, 256: 192}
 """How many trials at how many slots."""
 CACHE = {"kv_cache_memory_bytes": 256 * 2**20}
 COSTS = ("idle", "draw", "add", "clamp", "watch")

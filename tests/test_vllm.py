@@ -258,9 +258,10 @@ def test_what_cannot_be_run_is_said(tmp_path: Path) -> None:
         made(theirs, [Trial(**{**vars_of(one), "interventions": (huge, huge)})])
     bad = theirs._llm.llm_engine
     from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
 
     for extra in ({"steerbak": "{}"}, {"steerback": json.dumps({"first": 1})}):
-        with pytest.raises(ValueError, match="steerback"):
+        with pytest.raises(VLLMValidationError, match="steerback"):
             bad.add_request("x", {"prompt_token_ids": [3]}, SamplingParams(extra_args=extra))
     assert said(made(theirs, [one])) == said(made(in_process(s), [one]))
     theirs.close()

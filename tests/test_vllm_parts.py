@@ -18,7 +18,7 @@ from steerback.engine.reading import pooled
 from steerback.engine.sampling import RowSettings, draw, uniforms
 from steerback.engine.spans import Span, sequence_sites
 from steerback.engine.vllm import wire
-from steerback.engine.vllm.drawing import Row, force
+from steerback.engine.vllm.drawing import Draws, Row
 from steerback.engine.vllm.settings import Checker, Settings, check_request
 from steerback.engine.vllm.steering import Chunk, Steering
 from steerback.errors import UserError
@@ -319,7 +319,7 @@ def test_the_forced_token_is_the_engines_own_draw() -> None:
         for place, s, out in zip((0, 2, 4, 3), settings, outputs, strict=True)
     }
     before = logits.clone()
-    assert force(logits, rows) == ["r3"]
+    assert Draws(rows).force(logits) == ["r3"]
     assert torch.equal(logits[1], before[1])
     for place in (0, 2, 4):
         row = rows[place]
@@ -337,5 +337,27 @@ def test_the_forced_token_is_the_engines_own_draw() -> None:
 
 def test_a_request_that_leaves_the_draw_to_vllm_is_not_forced() -> None:
     assert Row.of(wire.Request("a", 1), [1], []) is None
-    assert force(torch.zeros(2, 3), {}) == []
-    assert force(torch.zeros(2, 3), {5: Row("x", Sampling(), 0, [1], [])}) == []
+    assert Draws().force(torch.zeros(2, 3)) == []
+    assert Draws({5: Row("x", Sampling(), 0, [1], [])}).force(torch.zeros(2, 3)) == []
+
+
+def test_what_is_kept_from_step_to_step_is_what_would_be_made_anew() -> None:
+    """Outputs grow, rows come, go and move, and not every step draws for every row."""
+    generator = torch.Generator().manual_seed(1)
+    outputs: list[list[int]] = [[], [], []]
+    sampling = Sampling(temperature=0.9, repetition_penalty=1.7)
+    rows = [Row(f"r{i}", sampling, i, [i, 5] * (i + 1), out) for i, out in enumerate(outputs)]
+    kept = Draws()
+    for step in range(600):
+        if step in (0, 7, 300):
+            order = [(0, 1, 2), (2, 0), (1, 2, 0)][(0, 7, 300).index(step)]
+            kept.rows = {place: rows[i] for place, i in enumerate(order)}
+            kept.changed()
+        logits = torch.randn(4 - step % 2, 30, generator=generator)
+        again = logits.clone()
+        assert kept.force(logits) == []
+        assert Draws(dict(kept.rows)).force(again) == []
+        assert torch.equal(logits, again)
+        for place, row in kept.rows.items():
+            if place < len(logits):
+                outputs[int(row.key[1])].append(int(logits[place].argmax()))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from math import ceil
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -54,6 +54,10 @@ class Holder:
 class RayEngine(SharedEngine):
     """Engines in actors of a Ray cluster: the one that RAY_ADDRESS names, or one on this machine."""
 
+    _open: ClassVar[list[RayEngine]] = []
+    _started: ClassVar[bool] = False
+    """Whether this process began Ray, to end it with the last engine."""
+
     def __init__(
         self,
         make: Maker,
@@ -74,7 +78,9 @@ class RayEngine(SharedEngine):
         self._begin(name, facts.tokenizer, slots, device="cpu", dtype=torch.float32)
         for source in sources.values():
             self.add_source(source)
-        self._ray, self._ours = _connect(ceil(actors * cpus))
+        self._ray, began = _connect(ceil(actors * cpus))
+        RayEngine._started |= began
+        self._open.append(self)
         held: Any = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(Holder)
         self._start: Callable[[], Any] = lambda: held.remote(make)
         self._actors: list[Any] = [self._start() for _ in range(actors)]
@@ -109,8 +115,11 @@ class RayEngine(SharedEngine):
         for actor in self._actors:
             self._ray.kill(actor)
         self._actors = []
-        if self._ours:
+        if self in self._open:
+            self._open.remove(self)
+        if RayEngine._started and not self._open:
             self._ray.shutdown()
+            RayEngine._started = False
 
     # --- the engine -----------------------------------------------------------------------------
 

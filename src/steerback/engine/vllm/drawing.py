@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from steerback.engine.sampling import RowSettings, draw, uniforms
@@ -47,34 +49,75 @@ class Row:
             self._uniforms = uniforms(self.seed, n + AHEAD)
         return float(self._uniforms[n])
 
-    def seen(self, length: int) -> list[int]:
-        """Prompt and output, filled with the first token."""
-        ids = [*self.prompt, *self.output]
-        return ids + ids[:1] * (length - len(ids))
 
+class Draws:
+    """The rows of a batch by their places in it, and what is kept of them from step to step."""
 
-def force(logits: Tensor, rows: dict[int, Row]) -> list[str]:
-    """Leave one token to the rows that are given by place in logits [batch, vocab], in place.
+    def __init__(self, rows: dict[int, Row] | None = None) -> None:
+        self.rows = rows or {}
+        """Call `changed` after writing to it."""
+        self._places: list[int] = []
+        self._batch = -1
 
-    Returns the keys of rows whose logits are no numbers: what they are given means nothing."""
-    here = sorted(place for place in rows if place < len(logits))
-    if not here:
-        return []
-    mine = [rows[place] for place in here]
-    device, vocab = logits.device, logits.shape[-1]
-    index = torch.tensor(here, device=device)
-    longest = max(len(r.prompt) + len(r.output) for r in mine)
-    settings = [r.sampling for r in mine]
-    token = draw(
-        logits[index],
-        torch.tensor([r.seen(longest) for r in mine], device=device),
-        RowSettings.pack(settings, vocab, device),
-        torch.tensor([r.uniform for r in mine], dtype=torch.float64, device=device),
-        filters=any(0 < s.top_k < vocab or s.top_p < 1 for s in settings),
-        greedy=any(s.temperature == 0 for s in settings),
-    )
-    broken = [row.key for row, t in zip(mine, token.tolist(), strict=True) if t >= vocab]
-    forced = torch.full((len(here), vocab), -torch.inf, dtype=logits.dtype, device=device)
-    forced.scatter_(1, token.clamp(max=vocab - 1)[:, None], 0.0)
-    logits[index] = forced
-    return broken
+    def changed(self) -> None:
+        self._batch = -1
+
+    def force(self, logits: Tensor) -> list[str]:
+        """Leave one token to our rows of logits [batch, vocab], in place.
+
+        Returns the keys of rows whose logits are no numbers: what they are given means nothing.
+        """
+        if self._batch != len(logits):
+            self._gather(logits)
+        if not self._places:
+            return []
+        vocab, device = logits.shape[-1], logits.device
+        token = draw(
+            logits if self._whole else logits[self._index],
+            torch.from_numpy(self._history()).to(device),
+            self._settings,
+            torch.tensor([r.uniform for r in self._mine], dtype=torch.float64, device=device),
+            filters=self._filters,
+            greedy=self._greedy,
+        )
+        host = token.tolist()
+        broken = [row.key for row, t in zip(self._mine, host, strict=True) if t >= vocab]
+        kept = token.clamp(max=vocab - 1)
+        if self._whole:
+            logits.fill_(-torch.inf)
+        else:
+            logits[self._index] = -torch.inf
+        logits[self._index, kept] = 0.0
+        return broken
+
+    def _gather(self, logits: Tensor) -> None:
+        """What only changes when requests come, go or move."""
+        self._batch, vocab = logits.shape
+        self._places = sorted(place for place in self.rows if place < self._batch)
+        self._mine = [self.rows[place] for place in self._places]
+        self._whole = len(self._places) == self._batch
+        self._index = torch.tensor(self._places, dtype=torch.long, device=logits.device)
+        sampling = [row.sampling for row in self._mine]
+        self._settings = RowSettings.pack(sampling, vocab, logits.device)
+        self._filters = any(0 < s.top_k < vocab or s.top_p < 1 for s in sampling)
+        self._greedy = any(s.temperature == 0 for s in sampling)
+        self._filled = [0] * len(self._mine)
+        self._seen = np.zeros((len(self._mine), 0), np.int64)
+
+    def _history(self) -> NDArray[np.int64]:
+        """[rows, longest]: prompt and output of each, filled up with its first token."""
+        lengths = [len(r.prompt) + len(r.output) for r in self._mine]
+        longest = max(lengths)
+        if longest > self._seen.shape[1]:
+            self._seen = np.empty((len(self._mine), longest + AHEAD), np.int64)
+            self._filled = [0] * len(self._mine)
+        for n, (row, length) in enumerate(zip(self._mine, lengths, strict=True)):
+            if not self._filled[n]:
+                ids = [*row.prompt, *row.output]
+                self._seen[n] = ids[0]
+                self._seen[n, :length] = ids
+            else:
+                new = row.output[self._filled[n] - len(row.prompt) :]
+                self._seen[n, self._filled[n] : length] = new
+            self._filled[n] = length
+        return self._seen[:, :longest]

@@ -8,7 +8,7 @@ from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from steerback.engine.vllm.drawing import Row, force
+from steerback.engine.vllm.drawing import Draws, Row
 from steerback.engine.vllm.plugin import request_of
 from steerback.engine.vllm.steering import MOST_FOUND
 
@@ -18,16 +18,18 @@ BROKEN: dict[str, None] = {}
 
 class Draw(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
-        self.rows: dict[int, Row] = {}
+        self.draws = Draws()
 
     def is_argmax_invariant(self) -> bool:
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        process_dict_updates(self.rows, batch_update, _row)
+        process_dict_updates(self.draws.rows, batch_update, _row)
+        if batch_update:
+            self.draws.changed()
 
     def apply(self, logits: Tensor) -> Tensor:
-        for key in force(logits, self.rows):
+        for key in self.draws.force(logits):
             while len(BROKEN) >= MOST_FOUND:
                 del BROKEN[next(iter(BROKEN))]
             BROKEN[key] = None
