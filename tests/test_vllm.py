@@ -227,6 +227,24 @@ def test_two_ranks_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     theirs.close()
 
 
+def test_two_engines_in_one_process_do_not_mix(tmp_path: Path) -> None:
+    s = subject("llama", tmp_path)
+    first, second = in_vllm(s), in_vllm(s)
+    trials = mixed(s, 16, 60, temperature=0.0)
+    want = said(made(in_process(s), trials))
+    assert said(made(first, trials)) == want
+    assert said(made(second, trials)) == want
+    turns = [e.generate(trials) for e in (first, second)]
+    got: list[dict[str, Generation]] = [{}, {}]
+    for pair in zip(*turns, strict=True):
+        for mine, generation in zip(got, pair, strict=True):
+            mine[generation.trial_key] = generation
+    for mine in got:
+        assert said([mine[t.key] for t in trials]) == want
+    first.close()
+    second.close()
+
+
 def test_rows_do_not_pile_up(tmp_path: Path) -> None:
     s = subject("llama", tmp_path)
     theirs = in_vllm(s)

@@ -32,15 +32,15 @@ transformers in tests/test_vllm.py."""
 
 CHECKERS: list[Checker] = []
 """Of the process that takes requests: one."""
-_SITES: dict[int, Steering] = {}
-"""What the op finds, by layer: one model is steered per process."""
+_NOW: list[Steering] = []
+"""What the op finds: of the model whose step was planned last, for a process may have several."""
 _LIBRARY = torch.library.Library("steerback", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def steer_op(hidden: Tensor, residual: Tensor, layer: int) -> tuple[Tensor, Tensor]:
     """steerback::steer, between two steps of the compiled model. [tokens, d_model] each."""
-    steering = _SITES.get(layer)
-    if steering is None or not steering.busy(layer):
+    (steering,) = _NOW
+    if not steering.busy(layer):
         return hidden.clone(), residual.clone()
     new, rest = steering.site(layer, hidden, residual)
     assert rest is not None
@@ -116,11 +116,11 @@ def _install(runner: Any) -> None:
     packer = steer.Packer(settings.sources(), device=runner.device, dtype=runner.model_config.dtype)
     steering = Steering(packer, settings.layers, runner.max_num_tokens)
     runner.steerback = steering
+    _NOW[:] = [steering]
     for layer in settings.layers:
         if not 0 <= layer < len(decoder.layers):
             raise UserError(f"steerback: layer {layer} does not exist; {len(decoder.layers)} do")
         if decoder.start_layer <= layer < decoder.end_layer:
-            _SITES[layer] = steering
             _wrap(decoder.layers[layer], layer)
 
 
@@ -150,6 +150,7 @@ def _plan(runner: Any, scheduled: Any, counts: Any) -> None:
     steering: Steering | None = getattr(runner, "steerback", None)
     if steering is None:
         return
+    _NOW[:] = [steering]
     for name in scheduled.finished_req_ids:
         steering.leave(name)
     batch = runner.input_batch
