@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From an organism that never steers back: corrections alone, then the same rows with and without a push.
-# The numbers of docs/finetuning.md. Run it again to resume.
+# What docs/finetuning.md describes. Run it again to resume.
 set -euo pipefail
 folder=${1:-runs/train-it-in}
 mkdir -p "$folder" && cd "$folder"
