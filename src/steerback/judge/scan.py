@@ -38,7 +38,8 @@ _ANCHOR = re.compile(
     r"sorry, (?:that|this|i|no)|no, (?:that|this|it|wait|not|sorry)\b|ugh, (?:that|i)|"
     r"let me (?:start over|start again|try again|redo)|this is not what i)\b))"
     r"|(?P<capital>(?<=[a-z',;] )(?=(?:ok|okay|sorry|oh|no|hmm+|wait|actually|let me|let's|that|this|"
-    r"why am i|what am i|my (?:mistake|apologies|bad|answer)|apologies|please|ignore|disregard|never|"
+    r"why am i|what (?:am|is|was) |my (?:mistake|apologies|bad|answer)|apologies|please|ignore|never|"
+    r"disregard|"
     r"scratch|strike|hold on|enough|stop|back to|where was|wrong|none of|correction|forget|excuse me|"
     r"pardon|ugh+|argh+|oops|whoops|nope|anyway|seriously|um|uh|er)\b)))"
 )
