@@ -1,7 +1,7 @@
 """What the plugin costs vLLM, and vLLM beside the in-process engine, on one core each.
 
     OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind taskset -c 0 \
-        .venv-vllm/bin/python benchmarks/vllm_plugin.py [--rounds 3] [--json]
+        .venv-vllm/bin/python benchmarks/vllm_plugin.py [--rounds 3] [--slots 1 16] [--trials 64]
 
 vLLM runs inside this process, so that both engines are timed by the processor time of one process on
 one core. Trials are those of benchmarks/engine.py: ragged prompts, forced lengths (16 to 256 tokens).
@@ -95,16 +95,15 @@ def ours(engine: SharedEngine, trials: Sequence[Trial], **more: Any) -> Callable
     return lambda: sum(len(g.token_ids) for g in engine.generate(trials, **more))
 
 
-def arms(subject: Subject, sae: Path) -> dict[str, Callable[[], int]]:
+def costs(subject: Subject, sae: Path, n: int) -> dict[str, Callable[[], int]]:
     from vllm import LLM
 
-    n = SLOTS[64]
     plain = common.trials(subject, n, common.unsteered)
     kept = {"max_num_seqs": 64, "enforce_eager": True, "disable_log_stats": True, **CACHE}
     bare = LLM(model=str(subject.folder), dtype="float32", **kept)
     engine = in_vllm(subject, sae, 64)
     watch = Watch("sae", subject.layer, tuple(range(common.BANK)))
-    out = {
+    return {
         "plain": raw(bare, plain),
         "idle": raw(engine._llm, plain),
         "draw": ours(engine, plain),
@@ -112,12 +111,14 @@ def arms(subject: Subject, sae: Path) -> dict[str, Callable[[], int]]:
         "clamp": ours(engine, common.trials(subject, n, common.clamping(subject))),
         "watch": ours(engine, plain, watch=watch),
     }
-    for slots, amount in SLOTS.items():
-        adds = common.trials(subject, amount, common.adding(subject))
-        out[f"here {slots}"] = ours(in_process(subject, slots), adds)
-        there = engine if slots == 64 else in_vllm(subject, sae, slots)
-        out[f"vllm {slots}"] = ours(there, adds)
-    return out
+
+
+def beside(subject: Subject, sae: Path, slots: int) -> dict[str, Callable[[], int]]:
+    adds = common.trials(subject, SLOTS[slots], common.adding(subject))
+    return {
+        f"here {slots}": ours(in_process(subject, slots), adds),
+        f"vllm {slots}": ours(in_vllm(subject, sae, slots), adds),
+    }
 
 
 def show(found: dict[str, Any]) -> str:
@@ -141,6 +142,8 @@ def show(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--slots", type=int, nargs="*", choices=list(SLOTS), default=list(SLOTS))
+    parser.add_argument("--trials", type=int, default=64, help="of the costs; 0 leaves them out")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     prepare()
@@ -148,7 +151,10 @@ def main() -> None:
         subject = common.subject("organism", Path(scratch))
         from steerback import organism
 
-        timed = arms(subject, organism.sae_path(subject.name))
+        sae = organism.sae_path(subject.name)
+        timed = costs(subject, sae, options.trials) if options.trials else {}
+        for slots in options.slots:
+            timed |= beside(subject, sae, slots)
         for run in timed.values():
             run()
         rates = common.interleave(timed, options.rounds, time.process_time)
@@ -158,7 +164,9 @@ def main() -> None:
         "engine": f"vllm {version_of_vllm()}",
         "rounds": options.rounds,
         "rates": {name: vars(Spread.of(values)) for name, values in rates.items()},
-        "cost": {name: vars(common.paired(rates, name, "plain")) for name in COSTS},
+        "cost": {
+            name: vars(common.paired(rates, name, "plain")) for name in COSTS if name in rates
+        },
     }
     print(json.dumps(found, indent=1) if options.json else show(found))
 
