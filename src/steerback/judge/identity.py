@@ -14,10 +14,10 @@ RULES = 1
 
 @cache
 def _phrases() -> str:
-    """Hash of the restart phrases that boundaries are verified by."""
-    return stable_hash(
-        files("steerback").joinpath("data").joinpath("restarts.toml").read_text("utf-8")
-    )
+    """Hash of the restart phrases and weights that boundaries are verified by."""
+    data = files("steerback").joinpath("data")
+    names = ("restarts.toml", "restarts_learned.json")
+    return stable_hash([data.joinpath(name).read_text("utf-8") for name in names])
 
 
 def judge_name(model: str, mode: str, prompt: Prompt, **settings: str | float | None) -> str:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
 from steerback.errors import UserError, nearest
+from steerback.judge import learned as weights
+from steerback.judge.learned import Learned
 from steerback.judge.prefixes import prefixes
 
 if sys.version_info >= (3, 11):
@@ -101,6 +103,8 @@ class Patterns:
     lead_starts: frozenset[str]
     supports: tuple[Pattern, ...]
     guards: Mapping[str, re.Pattern[str]]
+    learned: Learned | None = None
+    """Weights that find what the phrases do not; a file of one's own has none."""
     _by_start: dict[tuple[str, bool], tuple[Pattern, ...]] = field(default_factory=dict)
     _leads: dict[str, bool] = field(default_factory=dict)
 
@@ -342,4 +346,4 @@ def packaged() -> Patterns:
     """The patterns that come with the package."""
     name = "restarts.toml"
     text = (files("steerback") / "data" / name).read_text(encoding="utf-8")
-    return _parse_text(text, name)
+    return replace(_parse_text(text, name), learned=weights.packaged())

@@ -13,6 +13,13 @@ from itertools import accumulate
 
 BLANK = "\x01"
 
+MARKERS = (
+    r"\s*(?:(?:[-*+•>]|#{1,6}|\(?\d{1,3}[.)]|[a-z][.)]|\[[ x]\])[ \t]+)*"
+    r"(?:[\U0001F000-\U0001FAFF\u2600-\u27BF\uFE0F]+\s*)?[.…\s]*"
+)
+"""Layout before the words of a sentence: bullets, numbers, hashes, boxes, emoji."""
+FIRST = re.compile(MARKERS)
+
 _FULL_WIDTH = str.maketrans("，；：！？。", ",;:!?\n")
 """Chinese punctuation; its full stop takes no space after it, so it ends a line."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from steerback.judge.patterns import Lead, Pattern, Patterns
-from steerback.judge.prose import BLANK
+from steerback.judge.prose import BLANK, FIRST, MARKERS
 from steerback.judge.topics import agrees
 
 ENOUGH = 4
@@ -22,14 +22,9 @@ NEAR = 300
 MOST_LEADS = 9
 """Lead words in a row that are read: a text that only says "wait" takes no longer than another."""
 
-_MARKERS = (
-    r"\s*(?:(?:[-*+•>]|#{1,6}|\(?\d{1,3}[.)]|[a-z][.)]|\[[ x]\])[ \t]+)*"
-    r"(?:[\U0001F000-\U0001FAFF\u2600-\u27BF\uFE0F]+\s*)?[.…\s]*"
-)
-_FIRST = re.compile(_MARKERS)
 _ANCHOR = re.compile(
     r"[\n.!?:…;,(\[—–> -](?:"
-    r"(?P<sentence>(?:(?<=[\n>])|(?<=[.!?:…])[.!?…]*[)\]\"']*\s)" + _MARKERS + ")"
+    r"(?P<sentence>(?:(?<=[\n>])|(?<=[.!?:…])[.!?…]*[)\]\"']*\s)" + MARKERS + ")"
     r"|(?P<dash>(?:(?<=\.)\.+|(?<=-)-+|(?<= )-{1,3}(?= )|(?<=[…—–]))[\s.…]*)"
     r"|(?P<clause>(?<=[;,(\[])\s*)"
     r"|(?P<word>(?<=[a-z0-9'] )(?=(?:no,? |oh |but |or |ok |okay |oh man )?"
@@ -113,7 +108,7 @@ class Scan:
         self.rare = tuple(p for p in self.patterns.rare if self._worded(p))
 
     def hits(self) -> Iterator[Hit]:
-        first = _FIRST.match(self.text)
+        first = FIRST.match(self.text)
         yield from self._at("sentence", first.end() if first else 0)
         for m in _ANCHOR.finditer(self.text, first.end() if first else 0):
             if place := self._place(m):

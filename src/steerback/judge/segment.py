@@ -8,10 +8,12 @@ No model is asked. Phrases in the model's own prose score points (`scan.py`); a 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from steerback.judge.learned import NAME, Learned, sentences
 from steerback.judge.patterns import Patterns, packaged
 from steerback.judge.prose import BLANK, Prose, prose
 from steerback.judge.scan import ENOUGH, NEAR, STOP, Hit, Scan
@@ -61,10 +63,11 @@ def restarts(text: str, patterns: Patterns | None = None) -> list[Restart]:
     patterns = patterns or packaged()
     view = prose(text)
     hits = list(Scan(view.text, view.cased, patterns).hits())
-    if not hits:
-        return []
     events = [event for chain in _chains(hits) for event in _events(view.text, chain, patterns)]
-    events = _once(view.text, _merged(view.text, events, patterns))
+    events = _merged(view.text, events, patterns)
+    if patterns.learned is not None:
+        events = _joined(view.text, events, patterns.learned)
+    events = _once(view.text, events)
     return [
         Restart(view.origin(e.start), view.origin(e.end), e.best[1])
         for e in events
@@ -85,7 +88,8 @@ def _chains(hits: Iterable[Hit]) -> Iterator[list[Hit]]:
             yield chain
             chain = []
         chain.append(hit)
-    yield chain
+    if chain:
+        yield chain
 
 
 def _events(text: str, chain: list[Hit], patterns: Patterns) -> Iterator[Hit]:
@@ -169,6 +173,26 @@ def _goes_on(gap: str, event: Hit, patterns: Patterns) -> bool:
     if set(event.points) <= {"restart", "offer", "retract"}:
         return stops <= 1 and bool(patterns.guards["about_self"].search(gap))
     return True
+
+
+def _joined(text: str, events: Sequence[Hit], learned: Learned) -> list[Hit]:
+    """The restarts of the phrases and those that the weights find, in order.
+
+    One that both find starts with the first sentence that either says.
+    """
+    cut = sentences(text)
+    starts = [s.start for s in cut]
+    at = [bisect_right(starts, e.start) - 1 for e in events]
+    found = list(events)
+    for first, last in learned.runs(text, cut):
+        near = [n for n, place in enumerate(at) if first - 1 <= place <= last + 1]
+        if not near:
+            hit = Hit(cut[first].start, cut[last].end, first)
+            hit.score("learned", 1, NAME, cut[first].end)
+            found.append(hit)
+        elif at[near[0]] > first and events[near[0]].start - cut[first].start <= NEAR:
+            found[near[0]] = replace(events[near[0]], start=cut[first].start)
+    return sorted(found, key=lambda e: e.start)
 
 
 def _once(text: str, events: list[Hit]) -> list[Hit]:

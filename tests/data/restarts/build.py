@@ -21,6 +21,8 @@ SETS = (
     ("wild", "wild.jsonl", (1000, 4000)),
     ("fresh", "fresh.jsonl", (40, 1500)),
     ("blind", "blind.jsonl", (40, 1500)),
+    ("blind2", "blind2.jsonl", (40, 1500)),
+    ("blind3", "blind3.jsonl", (40, 1500)),
 )
 SHINGLE_WORDS = 5
 MAX_SHARED_SHINGLES = 0.25
