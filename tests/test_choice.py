@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from runs import small
 from typer.testing import CliRunner
 
-from runs import small
 from steerback.cli import app
 from steerback.config import FREE_KEYS, placed
 from steerback.engine.choice import in_process, layers_of
