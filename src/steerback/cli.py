@@ -147,20 +147,22 @@ def plan(
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each engine.")] = 1.0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Trials, tokens and GPU-hours of a run, before it is begun."""
+    """Trials, tokens, judge calls and GPU-hours of a run, before it is begun."""
     from steerback import estimate, protocols
     from steerback.config import load_or_preset
 
     if measured is not None and rate is not None:
         raise UserError("give --measured or --rate, not both")
-    found = estimate.parts(load_or_preset(config, protocols.settings()))
+    resolved = load_or_preset(config, protocols.settings())
+    found = estimate.parts(resolved)
+    judged = estimate.Judged.of(resolved, found)
     speed = None if measured is None else estimate.Rate.of(measured)
     if rate is not None:
         speed = estimate.Rate(rate, None, "as given")
     if as_json:
-        typer.echo(json.dumps(estimate.as_json(found, speed, engines, gpus), indent=2))
+        typer.echo(json.dumps(estimate.as_json(found, judged, speed, engines, gpus), indent=2))
     else:
-        estimate.show(found, speed, engines, gpus, out)
+        estimate.show(found, judged, speed, engines, gpus, out)
 
 
 @app.command()

@@ -18,9 +18,14 @@ from rich.table import Table
 from steerback import protocols
 from steerback.config import RunConfig
 from steerback.errors import UserError
+from steerback.judge.prompt import Prompt, estimate_tokens
 from steerback.prompts import load_prompts
 from steerback.protocols.base import Direction, Inputs, Staged
 from steerback.store import Store
+
+SEARCH = "calibration"
+WITHOUT_MODEL = ("exact", "embed", "dry")
+"""Judges that ask nobody."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def _directions(config: RunConfig) -> list[Direction]:
 def _search(config: RunConfig) -> Part:
     c = config.calibration
     trials = len(_directions(config)) * (c.rounds * c.prompts_per_round + c.fresh)
-    return Part("calibration", trials, trials * config.drawing(calibrating=True).max_new_tokens)
+    return Part(SEARCH, trials, trials * config.drawing(calibrating=True).max_new_tokens)
 
 
 def _part(config: RunConfig, inputs: Inputs, name: str) -> Part:
@@ -91,6 +96,40 @@ def _part(config: RunConfig, inputs: Inputs, name: str) -> Part:
     settings = protocol.settings.model_validate(config.settings.get(name, {}))
     trials = protocol.plan(inputs, settings)
     return Part(name, len(trials), sum(t.sampling.max_new_tokens for t in trials))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the run asks of a judge that is a language model, at most: each answer, and where a protocol
+    wants to know of implicit recovery the first and the last third of it. Tries after failures and
+    answers in the cache are not counted."""
+
+    judge: str
+    calls: int
+    tokens: int
+    """To read, at 4 bytes each in prompts."""
+
+    @classmethod
+    def of(cls, config: RunConfig, found: Sequence[Part]) -> Judged | None:
+        """None: the judge asks no language model. UserError: its prompt cannot be read."""
+        if config.judge.partition(":")[0] in WITHOUT_MODEL:
+            return None
+        prompt, questions = (
+            Prompt.load(config.judging.prompt),
+            load_prompts(config.prompts).questions,
+        )
+        asked = estimate_tokens(prompt.template) + max(map(estimate_tokens, questions))
+        calls = tokens = 0
+        for part in found:
+            thirds = 0 if part.name == SEARCH else 2
+            calls += (1 + thirds) * (part.trials or 0)
+            tokens += (part.tokens or 0) * (3 + thirds) // 3
+        return cls(config.judge, calls, tokens + calls * asked)
+
+    def __str__(self) -> str:
+        return (
+            f"judge {self.judge}: {self.calls:,} calls and {self.tokens:,} tokens to read, at most"
+        )
 
 
 def hours(found: Sequence[Part], rate: Rate, copies: int) -> tuple[float, float]:
@@ -103,8 +142,11 @@ def hours(found: Sequence[Part], rate: Rate, copies: int) -> tuple[float, float]
     return likely / per_hour, most / per_hour
 
 
-def as_json(found: Sequence[Part], rate: Rate | None, copies: int, gpus: float) -> dict[str, Any]:
+def as_json(
+    found: Sequence[Part], judged: Judged | None, rate: Rate | None, copies: int, gpus: float
+) -> dict[str, Any]:
     out: dict[str, Any] = {"parts": [asdict(p) for p in found]}
+    out["judge"] = None if judged is None else asdict(judged)
     if rate is not None:
         likely, most = hours(found, rate, copies)
         out |= {"rate": asdict(rate), "engines": copies, "hours": likely, "hours_at_most": most}
@@ -112,7 +154,14 @@ def as_json(found: Sequence[Part], rate: Rate | None, copies: int, gpus: float) 
     return out
 
 
-def show(found: Sequence[Part], rate: Rate | None, copies: int, gpus: float, out: Console) -> None:
+def show(
+    found: Sequence[Part],
+    judged: Judged | None,
+    rate: Rate | None,
+    copies: int,
+    gpus: float,
+    out: Console,
+) -> None:
     table = Table("protocol", "trials", "new tokens, at most")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -126,6 +175,8 @@ def show(found: Sequence[Part], rate: Rate | None, copies: int, gpus: float, out
     out.print(table)
     if any(p.trials is None for p in found):
         out.print("? looks at the model before it plans: not counted")
+    if judged is not None:
+        out.print(str(judged))
     if rate is None:
         out.print("hours: give --measured RUN or --rate TOKENS_PER_SECOND")
         return
