@@ -324,10 +324,13 @@ def test_offsets_survive_the_removal_of_marks(text: str) -> None:
 )  # fmt: skip
 def test_time_grows_in_step_with_the_text(unit: str) -> None:
     def seconds(size: int) -> float:
-        text = (unit * size)[:size]
-        began = time.process_time()
-        segment(text)
-        return time.process_time() - began
+        """The least of three, so that a pause for rubbish does not count."""
+        text, spent = (unit * size)[:size], []
+        for _ in range(3):
+            began = time.process_time()
+            segment(text)
+            spent.append(time.process_time() - began)
+        return min(spent)
 
     seconds(1000)
     assert seconds(50_000) < 30 * max(seconds(5_000), 0.01)
