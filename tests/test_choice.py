@@ -47,7 +47,10 @@ def test_the_flag_wins_over_the_file_and_may_differ_on_resume(tmp_path: Path) ->
         ("http://127.0.0.1:9", "does not answer", ""),
     ],
 )
-def test_an_engine_that_is_not_there(tmp_path: Path, kind: str, line: str, package: str) -> None:
+def test_an_engine_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, line: str, package: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     if package and find_spec(package):
         pytest.skip(f"{package} is installed here")
     with pytest.raises(UserError, match=line):
