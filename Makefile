@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test test-vllm lint types unit clean
 
 demo: .venv/.installed
-	$(BIN)/steerback demo
+	OMP_NUM_THREADS=1 $(BIN)/steerback demo
 
 test: lint types unit
 
