@@ -298,10 +298,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def organism(folder: Path):
-    amount = {"prompts_per_direction": 8}
+    amount = {"prompts_per_direction": 6}
     return small(
         folder,
         protocols=["detectors", "matching", "ablation"],
+        directions={"count": 8},
         settings={
             "ablation": {**amount, "heldout_prompts_per_direction": 0},
             "matching": {"random_sets": 1},
@@ -315,7 +316,7 @@ def test_the_organism_loses_its_restarts_with_its_detectors_alone(finished):
         analysis = Ablation().analyse(Records(store))
     multi = {t: c for t, c in analysis.comparisons if c.measure == "multi_attempt"}
     assert multi["specific: detectors, against random sets"].difference.high < 0
-    assert multi["detectors, against steered"].difference.value < -0.3
+    assert multi["detectors, against steered"].difference.high < 0
     assert multi["detectors, against steered"].unpaired[1] == 0
 
 
