@@ -18,9 +18,9 @@ from steerback import steer
 from steerback.engine import exact
 from steerback.engine.base import Backend, Sites, Watch
 from steerback.engine.sampling import draw
+from steerback.engine.shared import not_finite
 from steerback.engine.slots import Job, Rows, Table
 from steerback.engine.spans import Span, in_force, later_starts, sequence_sites
-from steerback.errors import UserError
 from steerback.types import FinishReason
 
 PREFILL_TOKENS = 8192
@@ -296,13 +296,7 @@ class Decoding:
         if bad.any():
             job = self.table.jobs[int(rows.slots[int(bad.argmax())])]
             assert job is not None
-            steering = ", ".join(
-                f"{i.source}:{i.index} = {i.value:g}" for i in job.trial.interventions
-            )
-            raise UserError(
-                f"the model's logits are not finite for {job.trial.question[:60]!r} "
-                f"(interventions: {steering or 'none'}); lower the strength or use dtype bfloat16"
-            )
+            raise not_finite(job.trial)
 
     def _tell(self, slots: list[int], tokens: list[int]) -> None:
         assert self.listener is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 from steerback import chat
 from steerback.engine.hf import why_not_loaded
-from steerback.engine.shared import end_tokens
+from steerback.engine.shared import Listener, SharedEngine, end_tokens
 from steerback.errors import UserError
 
 
@@ -45,3 +45,30 @@ class Facts:
             context=text.max_position_embeddings,
             eos=end_tokens(generation, tokenizer),
         )
+
+
+class RemoteEngine(SharedEngine):
+    """An engine whose model is in other processes: what it says of the model are the facts."""
+
+    facts: Facts
+
+    @property
+    def n_layers(self) -> int:
+        return self.facts.n_layers
+
+    @property
+    def d_model(self) -> int:
+        return self.facts.d_model
+
+    @property
+    def context(self) -> int:
+        return self.facts.context
+
+    @property
+    def config(self) -> Any:
+        return self.facts.config
+
+    def _refuse(self, listener: Listener | None) -> None:
+        """Raises UserError: single tokens are not told from afar."""
+        if listener is not None:
+            raise UserError(f"{self.kind} does not tell single tokens; use --engine hf")

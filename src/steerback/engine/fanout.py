@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from steerback.engine.base import Pair, Pool, Progress, Reading, Watch
-from steerback.engine.facts import Facts
+from steerback.engine.facts import Facts, RemoteEngine
 from steerback.engine.shared import Listener, SharedEngine
 from steerback.errors import UserError
 from steerback.sae import Source
@@ -51,7 +51,7 @@ class Holder:
         return list(getattr(self.engine, method)(what, **given))
 
 
-class RayEngine(SharedEngine):
+class RayEngine(RemoteEngine):
     """Engines in actors of a Ray cluster: the one that RAY_ADDRESS names, or one on this machine."""
 
     _open: ClassVar[list[RayEngine]] = []
@@ -92,22 +92,6 @@ class RayEngine(SharedEngine):
         self._kind = f"ray {version('ray')}, {actors} x {kinds[0]}"
 
     @property
-    def n_layers(self) -> int:
-        return self.facts.n_layers
-
-    @property
-    def d_model(self) -> int:
-        return self.facts.d_model
-
-    @property
-    def context(self) -> int:
-        return self.facts.context
-
-    @property
-    def config(self) -> Any:
-        return self.facts.config
-
-    @property
     def kind(self) -> str:
         return self._kind
 
@@ -132,8 +116,7 @@ class RayEngine(SharedEngine):
         listener: Listener | None = None,
         opening: str = "",
     ) -> Iterator[Generation]:
-        if listener is not None:
-            raise UserError("the ray engine does not tell single tokens; use --engine hf")
+        self._refuse(listener)
         whole = [job.trial for job in self._jobs(trials, watch)]
         return self._generate(whole, {"watch": watch, "opening": opening}, progress)
 

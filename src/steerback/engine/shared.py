@@ -239,6 +239,15 @@ class SharedEngine:
         )
 
 
+def not_finite(trial: Trial) -> UserError:
+    """What to say where a model's logits are no numbers: never go on with those."""
+    steering = ", ".join(f"{i.source}:{i.index} = {i.value:g}" for i in trial.interventions)
+    return UserError(
+        f"the model's logits are not finite for {trial.question[:60]!r} "
+        f"(interventions: {steering or 'none'}); lower the strength or use dtype bfloat16"
+    )
+
+
 def _cut(text: str, stops: Sequence[str]) -> str:
     found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
     return text[: min(found)] if found else text

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steerback.engine.base import Pair, Pool, Progress, Reading, Watch
-from steerback.engine.facts import Facts
-from steerback.engine.shared import Listener, SharedEngine, traced
+from steerback.engine.facts import Facts, RemoteEngine
+from steerback.engine.shared import Listener, not_finite, traced
 from steerback.engine.slots import Job
 from steerback.engine.vllm import wire
 from steerback.errors import UserError
@@ -39,7 +39,7 @@ class Ask(NamedTuple):
     stop: Sequence[str] = ()
 
 
-class AskingEngine(SharedEngine):
+class AskingEngine(RemoteEngine):
     """The loops over requests; a transport sends them and brings back what became of them."""
 
     def _attach(
@@ -72,21 +72,9 @@ class AskingEngine(SharedEngine):
     # --- the model ------------------------------------------------------------------------------
 
     @property
-    def n_layers(self) -> int:
-        return self.facts.n_layers
-
-    @property
-    def d_model(self) -> int:
-        return self.facts.d_model
-
-    @property
     def context(self) -> int:
         """One less than the model has: vLLM does not read a prompt that leaves no room to answer."""
         return self.facts.context - 1
-
-    @property
-    def config(self) -> Any:
-        return self.facts.config
 
     def check_layer(self, layer: int, what: str) -> None:
         super().check_layer(layer, what)
@@ -109,8 +97,7 @@ class AskingEngine(SharedEngine):
         opening: str = "",
     ) -> Iterator[Generation]:
         """See `Engine.generate`. An opening that prompts share is in vLLM's cache of prefixes anyway."""
-        if listener is not None:
-            raise UserError(f"the {self.kind} engine does not tell single tokens; use --engine hf")
+        self._refuse(listener)
         return self._generate(self._jobs(trials, watch), watch, progress)
 
     def _generate(
@@ -133,7 +120,7 @@ class AskingEngine(SharedEngine):
                 for key, ids in ended.items():
                     job = flying.pop(key)
                     if key in broken:
-                        raise _not_finite(job.trial)
+                        raise not_finite(job.trial)
                     if watch is not None and key not in said:
                         again = self._send(self._reads(_pair(job, ids), watch))
                         flying[again], said[again] = job, ids
@@ -237,12 +224,4 @@ def _pair(job: Job, ids: Sequence[int]) -> Pair:
         (*job.prompt_ids[first:], *ids),
         job.trial.interventions,
         skip=job.prefill,
-    )
-
-
-def _not_finite(trial: Trial) -> UserError:
-    steering = ", ".join(f"{i.source}:{i.index} = {i.value:g}" for i in trial.interventions)
-    return UserError(
-        f"the model's logits are not finite for {trial.question[:60]!r} "
-        f"(interventions: {steering or 'none'}); lower the strength or use dtype bfloat16"
     )
