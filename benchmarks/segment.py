@@ -1,6 +1,7 @@
 """How exactly restarts are found in labelled responses, and how fast.
 
     python benchmarks/segment.py tests/data/restarts/labelled.jsonl [more.jsonl] [--json] [--misses]
+    python benchmarks/segment.py --prose .venv/lib    # how often documentation is taken for a restart
 
 A labelled line has `text` and `starts` (the first is 0); lines marked `ambiguous` are counted apart.
 A predicted boundary is right within NEAR characters of a labelled one, exact at the same character.
@@ -17,10 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from steerback.judge.learned import NAME
 from steerback.judge.patterns import Patterns, load_patterns
-from steerback.judge.segment import segment
+from steerback.judge.segment import restarts, segment
 
 NEAR = 60
+PROSE = (".md", ".rst", "METADATA")
+"""Endings, and names, of files that are documentation."""
 
 
 @dataclass
@@ -114,6 +118,35 @@ def measure(path: Path, patterns: Patterns | None) -> dict[str, Any]:
     }
 
 
+def pieces(folder: Path) -> list[str]:
+    """Text files under a folder that were written to be read (PROSE), in pieces of 2,500 characters."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and (path.suffix in PROSE or path.name in PROSE):
+            text = path.read_text("utf-8", "ignore")
+            if path.name == "METADATA":  # the description comes after the head
+                text = text.partition("\n\n")[2]
+            cut = (text[at : at + 2500] for at in range(0, len(text), 2500))
+            found += [piece for piece in cut if len(piece) > 600]
+    return found
+
+
+def show_prose(folder: Path, patterns: Patterns | None) -> None:
+    """Pieces of ordinary text in which a restart is seen: nearly all are false alarms."""
+    texts = pieces(folder)
+    segment("Phrases and weights are read.", patterns)
+    began = time.process_time()
+    seen = [restarts(text, patterns) for text in texts]
+    spent = time.process_time() - began
+    alarms = [found for found in seen if found]
+    learned = sum(all(r.pattern_id == NAME for r in found) for found in alarms)
+    print(
+        f"{folder}: {len(texts):,} pieces, {1000 * share(len(alarms), len(texts), 0.0):.1f} alarms per "
+        f"1,000, {1000 * share(learned, len(texts), 0.0):.1f} by weights alone; "
+        f"{1000 * share(1, len(texts), 0.0) * spent:.2f} ms a piece"
+    )
+
+
 def show(row: dict[str, Any], misses: bool) -> None:
     ms = row["ms_per_2500_chars"]
     print(
@@ -128,13 +161,18 @@ def show(row: dict[str, Any], misses: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--prose", type=Path, help="a folder with documentation in it")
     parser.add_argument("--patterns", type=Path, help="a pattern file instead of the packaged one")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--misses", action="store_true", help="list every response split wrongly")
     args = parser.parse_args()
     patterns = load_patterns(args.patterns) if args.patterns else None
+    if args.prose:
+        show_prose(args.prose, patterns)
     rows = [measure(path, patterns) for path in args.files]
+    if not rows and not args.prose:
+        parser.error("name a labelled file, or a folder with --prose")
     if args.json:
         print(json.dumps(rows, indent=1))
     else:

@@ -73,7 +73,6 @@ def test_it_adds_and_never_takes_away() -> None:
         for line in path.read_text("utf-8").splitlines()[::7]:
             text = json.loads(line)["text"]
             both, phrases = restarts(text), restarts(text, BARE)
-            assert len(both) >= len(phrases) or any(r.pattern_id == learned.NAME for r in both)
             for r in phrases:
                 assert any(b.start <= r.start < b.end + 300 for b in both)
 

@@ -66,9 +66,8 @@ def test_a_run_answers_for_its_organism_and_what_did_not_run_is_not_measured(
     out = Console(width=200, record=True)
     truths.show(own, out)
     text = out.export_text()
-    assert "it was" not in text
+    assert text.count(ABSENT) >= len(ablation)
     assert truths.count(own) in text
-    assert f"{len(ablation)} not measured" in text or "not measured" in truths.count(own)
 
 
 def test_nothing_is_made_up_where_nothing_ran() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from itertools import chain, pairwise
+from itertools import chain, pairwise, repeat
 
 from steerback.judge.prose import BLANK, FIRST
 
@@ -51,8 +51,10 @@ def sentences(text: str) -> list[Sentence]:
     ]
     found = []
     for start, end in zip(edges[::2], edges[1::2], strict=True):
-        marker = FIRST.match(text, start, end)
-        start = marker.end() if marker else start
+        # a word at once, and no "a)" or "1.", has no layout before it
+        if not text[start : start + 2].isalpha():
+            marker = FIRST.match(text, start, end)
+            start = marker.end() if marker else start
         if text[start:end].strip():
             found.append(Sentence(start, end))
     return found
@@ -98,7 +100,8 @@ class Learned:
     def rejects(self, text: str, after: str = "") -> bool:
         """Whether a sentence counts as one that rejects or restarts its answer."""
         words = words_of(text)
-        return self._sum({*words}) >= self.hint and self.odds(text, after, words) > self.enough
+        hint = sum(map(self.weights.get, dict.fromkeys(words), repeat(0.0)))
+        return hint >= self.hint and self.odds(text, after, words) > self.enough
 
     def reasons(self, text: str, after: str = "", most: int = 5) -> list[tuple[str, float]]:
         """The features that speak loudest for a restart, with their weights."""

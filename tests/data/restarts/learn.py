@@ -1,7 +1,7 @@
 """Fits the weights of `steerback.judge.learned` to all labelled texts.
 
     python learn.py              # writes src/steerback/data/restarts_learned.json
-    python learn.py --hold NAME  # fits without one set (fresh, wild, ...) and scores it; writes nothing
+    python learn.py --hold NAME  # fits without one set (fresh, ...), scores that, and writes nothing
 
 Logistic regression with a quadratic penalty, features that occur in two sentences or more, weights below
 0.02 dropped, three decimals. The first sentence of a text is left out: it cannot restart anything.
@@ -12,18 +12,22 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
+
+from segment import measure, show
 
 from steerback.judge import learned
 from steerback.judge.learned import Learned, features, sentences
 from steerback.judge.patterns import packaged
 from steerback.judge.prose import prose
-from steerback.judge.segment import segment
 
 HERE = Path(__file__).parent
 LISTS = HERE.parent / "segment"
@@ -105,33 +109,6 @@ def digest(found: list[Text]) -> str:
     return hashlib.sha256(json.dumps(found, ensure_ascii=False).encode()).hexdigest()
 
 
-def score(model: Learned, name: str) -> str:
-    """Recall, precision and false alarms of the phrases with these weights on one set."""
-    from dataclasses import replace
-
-    patterns = replace(packaged(), learned=model)
-    hits = misses = extra = alarms = negatives = exact = 0
-    for line in (HERE / f"{name}.jsonl").read_text("utf-8").splitlines():
-        case = json.loads(line)
-        if case.get("ambiguous"):
-            continue
-        wanted, found = case["starts"][1:], segment(case["text"], patterns)[1:]
-        exact += len(set(wanted) & set(found))
-        near = [s for s in wanted if any(abs(s - f) <= 60 for f in found)]
-        hits, misses = hits + len(near), misses + len(wanted) - len(near)
-        extra += max(0, len(found) - len(near))
-        negatives += not wanted
-        alarms += bool(not wanted and found)
-    rates = np.divide(
-        [hits, hits, exact, 1000 * alarms], [hits + misses, hits + extra, hits, negatives]
-    )
-    recall, precision, exactness, false = rates
-    return (
-        f"{name}: recall {recall:.3f}, precision {precision:.3f}, exact {exactness:.3f}, "
-        f"{false:.1f} false per 1,000 negatives ({negatives})"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--hold", default="", help="a set to leave out and score")
@@ -139,7 +116,8 @@ def main() -> None:
     found = texts(without=hold)
     model = fit([e for text, starts in found for e in examples(text, starts)])
     if hold:
-        print(score(model, hold))
+        case = HERE / f"{hold}.jsonl"
+        show(measure(case, replace(packaged(), learned=model)), misses=False)
         return
     INTO.write_text(learned.dump(model, digest(found)), encoding="utf-8")
     print(f"{len(model.weights)} weights from {len(found)} texts: {INTO.name}")
