@@ -114,7 +114,13 @@ def test_the_impossible_is_refused_before_anything_is_made(
     changes: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=says):
-        run(small(tmp_path, **changes))
+        run(small(tmp_path / "runs" / "mine", **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_leaves_a_folder_that_was_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="layer 9"):
+        run(small(tmp_path, model={"steer_layer": 9}))
     with Store.open(tmp_path, mode="ro") as store:
         assert store.empty
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +45,39 @@ from steerback.types import (
 def store(tmp_path: Path) -> Iterator[Store]:
     with Store.open(tmp_path / "run", {"seed": 1}) as opened:
         yield opened
+
+
+# Mistakes
+
+
+def mistaken(folder: Path, before: Callable[[Store], object]) -> None:
+    """Open a run, do something, and make a mistake."""
+    with Store.open(folder) as store:
+        before(store)
+        raise UserError("wrong")
+
+
+def test_a_mistake_takes_back_what_opening_made_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError, match="wrong"):
+        mistaken(tmp_path / "a" / "b" / "c", lambda store: store.empty)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+
+
+def test_a_mistake_leaves_a_run_that_holds_something(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="wrong"):
+        mistaken(tmp_path / "run", lambda store: store.put_artifact("found", 1))
+    with Store.open(tmp_path / "run", mode="ro") as store:
+        assert store.get_artifact("found") == 1
+
+
+def test_a_mistake_leaves_what_others_put_into_the_folder(tmp_path: Path) -> None:
+    answers = tmp_path / "run" / "answers.sqlite"
+    with pytest.raises(UserError, match="wrong"):
+        mistaken(tmp_path / "run", lambda _: answers.write_text("paid for", "utf-8"))
+    assert answers.read_text("utf-8") == "paid for"
+    with Store.open(tmp_path / "run", {"seed": 2}) as store:
+        assert store.empty
 
 
 # Round trips

@@ -24,6 +24,7 @@ else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+LOCK = "run.lock"
 _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
 
 
@@ -35,7 +36,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "run.lock"
+        self.path = folder / LOCK
         try:
             # Never truncated on opening: the pid in it may be that of a living holder.
             self._file: BinaryIO = os.fdopen(os.open(self.path, _FLAGS, 0o666), "r+b")

@@ -12,16 +12,16 @@ import sqlite3
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 from steerback import codec
-from steerback.database import SCHEMA, open_reader, open_writer, plain_errors, transaction
+from steerback.database import FILE, SCHEMA, open_reader, open_writer, plain_errors, transaction
 from steerback.errors import UserError
-from steerback.lock import FolderLock
+from steerback.lock import LOCK, FolderLock
 from steerback.mappings import diff
 from steerback.provenance import environment
 from steerback.types import Calibration, Generation, Status, Trace, Trial, Verdict, canonical_json
@@ -79,6 +79,7 @@ class Store:
         self._lock = lock
         self._guard = threading.RLock()
         self._session = 0
+        self._made: list[Path] = []
 
     @classmethod
     def open(
@@ -99,6 +100,7 @@ class Store:
         place = Path(folder)
         if mode == "ro":
             return cls(place, open_reader(place), None)
+        made = [p for p in (place, *place.parents) if not p.exists()]
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -109,6 +111,7 @@ class Store:
         except BaseException:
             lock.release()
             raise
+        store._made = made
         try:
             store._begin(config, free, facts or {})
         except BaseException:
@@ -141,7 +144,21 @@ class Store:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        mistaken = isinstance(error, UserError) and bool(self._made) and self.empty
         self.close()
+        if mistaken:
+            self._unmake()
+
+    def _unmake(self) -> None:
+        """Takes back the folders that opening made, unless something else lies in them by now."""
+        files = list(self.folder.iterdir())
+        if any(f.name not in (FILE, LOCK) for f in files):
+            return
+        with suppress(OSError):  # another process is quicker: what it made stays
+            for file in files:
+                file.unlink()
+            for folder in self._made:
+                folder.rmdir()
 
     @property
     def empty(self) -> bool:

@@ -72,7 +72,9 @@ def recipe(name: str, seed: int | None = None) -> Recipe:
         name=name,
         size=_size(data["sizes"][entry["size"]], entry),
         seed=entry["seed"] if seed is None else seed,
-        stages=tuple(_stage(data["stages"], s) for s in entry["stages"]),
+        stages=tuple(
+            _stage(data["stages"], s, entry.get("rate_scale", 1.0)) for s in entry["stages"]
+        ),
         steer_layer=data["steer_layer"],
         sae_layers=tuple(entry.get("sae_layers", [data["steer_layer"]])),
     )
@@ -83,12 +85,13 @@ def _size(size: dict[str, int], entry: dict[str, Any]) -> Size:
     return Size(**size | {k: entry[k] for k in ("latents", "fit_steps") if k in entry})
 
 
-def _stage(stages: dict[str, Any], name: str) -> Stage:
-    """A stage by name; `like` names the stage whose fields it takes over."""
+def _stage(stages: dict[str, Any], name: str, rate_scale: float) -> Stage:
+    """A stage by name, its rate scaled; `like` names the stage whose fields it takes over."""
     entry = dict(stages[name])
     entry = {**stages.get(entry.pop("like", ""), {}), **entry}
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
     mixture = mixture_with(Mixture(corrections=0.0), **fields.pop("mixture"))
+    fields["rate"] *= rate_scale
     return Stage(mixture=mixture, **fields)
 
 
