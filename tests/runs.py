@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from steerback import protocols
-from steerback.config import RunConfig, from_preset
+from steerback.config import RunConfig
+from steerback.presets import from_preset
 
 
 def small(folder: Path, organism: str = "resister", **changes: Any) -> RunConfig:

@@ -15,7 +15,7 @@ from runs import small
 from typer.testing import CliRunner
 
 from steerback.cli import app
-from steerback.config import FREE_KEYS, placed
+from steerback.config import FREE_KEYS
 from steerback.engine.choice import in_process, layers_of
 from steerback.engine.hf import HFEngine
 from steerback.engine.shared import SharedEngine
@@ -24,6 +24,7 @@ from steerback.engine.vllm.settings import Settings
 from steerback.errors import UserError
 from steerback.lab import load_engine, serving
 from steerback.mappings import diff
+from steerback.presets import placed
 from steerback.run import run
 from steerback.store import Store
 from steerback.ui import Ui

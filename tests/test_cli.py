@@ -13,7 +13,7 @@ from runs import small
 
 from steerback import protocols
 from steerback.cli import main
-from steerback.config import load
+from steerback.presets import load
 from steerback.run import run
 
 

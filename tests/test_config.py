@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from steerback import config, tomlfile
-from steerback.config import RunConfig
+from steerback import presets, tomlfile
+from steerback.config import FREE_KEYS, RunConfig
 from steerback.errors import UserError
 from steerback.mappings import diff, merge
 from steerback.store import Store
@@ -71,14 +71,14 @@ def write(folder: Path, text: str) -> Path:
 def failure(folder: Path, text: str) -> str:
     """The one line with which a file is refused, without the folder."""
     with pytest.raises(UserError) as caught:
-        config.load(write(folder, text), PROTOCOLS)
+        presets.load(write(folder, text), PROTOCOLS)
     line = str(caught.value)
     assert "\n" not in line
     return line.removeprefix(f"{folder}/")
 
 
 def test_a_file_is_resolved_with_defaults(tmp_path: Path) -> None:
-    loaded = config.load(write(tmp_path, FULL), PROTOCOLS)
+    loaded = presets.load(write(tmp_path, FULL), PROTOCOLS)
     assert loaded.model.source == "some/model"
     assert loaded.model.dtype == "bfloat16"
     assert loaded.readout_layer == 12
@@ -92,7 +92,7 @@ def test_a_file_is_resolved_with_defaults(tmp_path: Path) -> None:
 
 
 def test_the_resolved_configuration_survives_the_store(tmp_path: Path) -> None:
-    loaded = config.load(write(tmp_path, FULL), PROTOCOLS)
+    loaded = presets.load(write(tmp_path, FULL), PROTOCOLS)
     with Store.open(tmp_path / "run", loaded.model_dump()) as store:
         assert RunConfig.model_validate(store.config) == loaded
 
@@ -100,19 +100,19 @@ def test_the_resolved_configuration_survives_the_store(tmp_path: Path) -> None:
 # Presets
 
 
-@pytest.mark.parametrize("name", sorted(config.presets()))
+@pytest.mark.parametrize("name", sorted(presets.presets()))
 def test_every_preset_makes_a_run(name: str, tmp_path: Path) -> None:
-    made = config.from_preset(name, PROTOCOLS)
+    made = presets.from_preset(name, PROTOCOLS)
     assert made.name == made.model.name == name
     short = f'name = "x"\n[model]\nname = "{name}"\n'
-    assert config.load(write(tmp_path, short), PROTOCOLS) == made.model_copy(update={"name": "x"})
-    assert config.presets()[name].endswith((".", ")"))
+    assert presets.load(write(tmp_path, short), PROTOCOLS) == made.model_copy(update={"name": "x"})
+    assert presets.presets()[name].endswith((".", ")"))
 
 
 def test_organisms_are_there_with_strengths_in_residual_norms() -> None:
     names = {"naive", "imitator", "rare", "resister", "silent", "meta"}
-    assert {f"organism-{n}" for n in names} <= set(config.presets())
-    made = config.from_preset("organism-resister")
+    assert {f"organism-{n}" for n in names} <= set(presets.presets())
+    made = presets.from_preset("organism-resister")
     assert made.model.path == "organism:resister"
     assert (made.model.steer_layer, made.readout_layer) == (1, 1)
     prior = made.calibration
@@ -121,18 +121,18 @@ def test_organisms_are_there_with_strengths_in_residual_norms() -> None:
 
 def test_the_file_wins_over_the_preset(tmp_path: Path) -> None:
     text = 'name = "x"\n[model]\nname = "organism-naive"\nslots = 3\n[sampling]\ntop_k = 5\n'
-    loaded = config.load(write(tmp_path, text))
+    loaded = presets.load(write(tmp_path, text))
     assert (loaded.model.slots, loaded.model.steer_layer) == (3, 1)
     assert (loaded.sampling.top_k, loaded.sampling.max_new_tokens) == (5, 96)
-    changed = config.from_preset("organism-naive", seed=4, sampling={"top_p": 0.5})
+    changed = presets.from_preset("organism-naive", seed=4, sampling={"top_p": 0.5})
     assert (changed.seed, changed.sampling.top_p, changed.sampling.max_new_tokens) == (4, 0.5, 96)
 
 
 def test_an_unknown_preset_has_neighbours() -> None:
     with pytest.raises(UserError, match="unknown model 'organism-nave'; did you mean 'organism-na"):
-        config.from_preset("organism-nave")
+        presets.from_preset("organism-nave")
     with pytest.raises(UserError, match="preset organism-naive: unknown key sede; did you mean 's"):
-        config.from_preset("organism-naive", sede=1)
+        presets.from_preset("organism-naive", sede=1)
 
 
 # Errors
@@ -230,17 +230,17 @@ def test_an_unknown_model_has_neighbours(tmp_path: Path) -> None:
     assert told.endswith("Or set model.path to a Hugging Face id or a folder")
     (tmp_path / "gpt2").mkdir()
     folder = FULL.replace("some/model", str(tmp_path / "gpt2"))
-    assert config.load(write(tmp_path, folder)).model.source == str(tmp_path / "gpt2")
+    assert presets.load(write(tmp_path, folder)).model.source == str(tmp_path / "gpt2")
     named = FULL.replace('"some/model"', '"mine"\npath = "gpt2"')
-    assert config.load(write(tmp_path, named)).model.source == "gpt2"
+    assert presets.load(write(tmp_path, named)).model.source == "gpt2"
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.toml: cannot read this file .No such file"):
-        config.load(tmp_path / "none.toml")
+        presets.load(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b'name = "x"\nfolder = "\xe9t\xe9"\n')
     with pytest.raises(UserError, match=r"latin\.toml:2: not UTF-8; save"):
-        config.load(tmp_path / "latin.toml")
+        presets.load(tmp_path / "latin.toml")
     assert failure(tmp_path, "") == (
         "run.toml: key name is missing: Name of the run, for the report. (and 3 more)"
     )
@@ -252,10 +252,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_windows_files_load_and_keep_their_lines(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_bytes(b"\xef\xbb\xbf" + FULL.replace("\n", "\r\n").encode())
-    assert config.load(path).name == "mine"
+    assert presets.load(path).name == "mine"
     path.write_bytes(FULL.replace("sd = 10.0", "sd = -1.0").replace("\n", "\r\n").encode())
     with pytest.raises(UserError, match=r"run\.toml:19: calibration\.sd is -1\.0"):
-        config.load(path)
+        presets.load(path)
 
 
 @pytest.mark.parametrize(
@@ -281,9 +281,9 @@ def test_lines_are_found_in_any_toml(text: str, loc: tuple[Any, ...], line: int 
 
 @pytest.mark.parametrize("name", ["organism-resister", "organism-naive"])
 def test_a_commented_file_loads_back_equal(name: str, tmp_path: Path) -> None:
-    made = config.from_preset(name, PROTOCOLS, protocols=["baseline", "sweep"], seed=7)
-    text = config.dump_commented(made, PROTOCOLS)
-    assert config.load(write(tmp_path, text), PROTOCOLS) == made
+    made = presets.from_preset(name, PROTOCOLS, protocols=["baseline", "sweep"], seed=7)
+    text = presets.dump_commented(made, PROTOCOLS)
+    assert presets.load(write(tmp_path, text), PROTOCOLS) == made
     assert "\n# 0-based decoder layer whose output is steered.\nsteer_layer = 1\n" in text
     assert "\n# Free text.\n# note =\n" in text
     assert max(map(len, text.splitlines())) <= 100
@@ -344,8 +344,8 @@ def test_diff_is_empty_only_for_equals_and_merge_keeps_what_is_over(a: Any, b: A
 
 
 def test_free_keys_may_change() -> None:
-    old = config.from_preset("organism-naive", PROTOCOLS).model_dump()
-    new = config.from_preset(
+    old = presets.from_preset("organism-naive", PROTOCOLS).model_dump()
+    new = presets.from_preset(
         "organism-naive",
         PROTOCOLS,
         name="other",
@@ -353,10 +353,10 @@ def test_free_keys_may_change() -> None:
         protocols=["esr", "sweep"],
         model={"slots": 1, "device": "cpu"},
     ).model_dump()
-    assert diff(old, new, config.FREE_KEYS) == []
+    assert diff(old, new, FREE_KEYS) == []
     new["settings"]["esr"]["prompts_per_direction"] = 6
     new["seed"] = 1
-    assert diff(old, new, config.FREE_KEYS) == [
+    assert diff(old, new, FREE_KEYS) == [
         "seed: 0 -> 1",
         "settings.esr.prompts_per_direction: 5 -> 6",
     ]

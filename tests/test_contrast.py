@@ -11,10 +11,10 @@ from runs import small
 
 from steerback import organism
 from steerback.cli import main
-from steerback.config import from_preset
 from steerback.contrast import Contrast, _Texts, load_contrasts, make, nearest, plain_text
 from steerback.errors import UserError
 from steerback.lab import SOURCE, load_engine
+from steerback.presets import from_preset
 from steerback.records import Records
 from steerback.run import run
 from steerback.store import Store

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from steerback import config, protocols
+from steerback import presets, protocols
 from steerback.architectures import architecture
 from steerback.chat import encode_prompt
 from steerback.config import RunConfig
@@ -45,7 +45,7 @@ def preset(name: str, folder: Path, **values: Any) -> RunConfig:
         "settings": {"esr": one, "baseline": one},
         "folder": str(folder / name),
     }
-    return config.from_preset(name, protocols.settings(), **{**few, **values})
+    return presets.from_preset(name, protocols.settings(), **{**few, **values})
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -67,7 +67,7 @@ def test_a_whole_run_goes_through_every_preset(name: str, tmp_path: Path) -> Non
 
 def test_published_architectures_are_the_models_own_names() -> None:
     for name in PUBLISHED:
-        repository = config.from_preset(name).model.source
+        repository = presets.from_preset(name).model.source
         fields = dict(architecture(repository) or {})
         kind = fields.pop("model_type")
         with torch.device("meta"):
@@ -169,7 +169,7 @@ def test_gemma_scope_at_its_true_shape_is_read_in_parts(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_rehearsed(tmp_path: Path) -> None:
-    far = config.from_anywhere("a/b", "saelens:x/y", 3, protocols.settings())
+    far = presets.from_anywhere("a/b", "saelens:x/y", 3, protocols.settings())
     with pytest.raises(UserError, match="its architecture is not packaged"):
         rehearsal(far)
     deep = preset("gemma-2-2b-it", tmp_path, model={"steer_layer": 26})

@@ -12,7 +12,6 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from steerback import organism
-from steerback.config import from_preset
 from steerback.engine.hf import HFEngine
 from steerback.errors import UserError
 from steerback.finetune import (
@@ -28,6 +27,7 @@ from steerback.finetune import (
 )
 from steerback.finetune.compare import BASE, MAIN, Wanted
 from steerback.finetune.evidence import HELD_OUT, PLAIN, SEEN, UNSEEN
+from steerback.presets import from_preset
 from steerback.protocols.charts import Lines
 from steerback.report import charts
 from steerback.report.gallery import Gallery, Shown

@@ -11,12 +11,12 @@ from fake_provider import Faults, Reply, served
 
 from steerback import organism
 from steerback.cli import main
-from steerback.config import from_preset
 from steerback.engine.hf import HFEngine
 from steerback.errors import UserError
 from steerback.finetune import gather, overlap, own, pushes, rows, settings, sources, work, writer
 from steerback.judge.base import Request
 from steerback.judge.exact import ExactJudge
+from steerback.presets import from_preset
 from steerback.sae import load_sae
 from steerback.types import Sampling
 

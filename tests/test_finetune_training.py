@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import load_file
 
 from steerback import organism, steer
-from steerback.config import from_preset
 from steerback.engine.base import Pair
 from steerback.engine.hf import HFEngine
 from steerback.engine.hooked import hooked
@@ -31,6 +30,7 @@ from steerback.finetune.encoding import Encoder, Example
 from steerback.finetune.forward import Forward, Piece, piece
 from steerback.finetune.settings import SteeringSettings, TrainSettings
 from steerback.finetune.training import Progress, Sample
+from steerback.presets import from_preset
 from steerback.types import Intervention
 from steerback.vectors import VectorSet
 

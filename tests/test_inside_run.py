@@ -9,11 +9,12 @@ import pytest
 from runs import small
 
 from steerback import protocols
-from steerback.config import RunConfig, load
+from steerback.config import RunConfig
 from steerback.errors import UserError
 from steerback.instruments import Instruments
 from steerback.lab import Lab
 from steerback.preparation import prepare
+from steerback.presets import load
 from steerback.protocols.backtracking import Backtracking
 from steerback.protocols.episodes import steered_text
 from steerback.protocols.hotspot import Hotspot

@@ -14,13 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from steerback.architectures import architecture
 from steerback.cli import main
-from steerback.config import from_preset
 from steerback.dry.model import write_model
 from steerback.engine.hf import HFEngine
 from steerback.engine.loading import placement
 from steerback.errors import UserError
 from steerback.memory import GIB, Machine, Shape, estimate
 from steerback.overview import entries
+from steerback.presets import from_preset
 from steerback.types import Intervention, Sampling
 
 SLOTS, TOKENS, LATENTS = 24, 160, 60
@@ -231,7 +231,7 @@ def test_four_bits_are_nf4_at_the_models_own_dtype() -> None:
 
 
 def test_run_takes_both_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    from steerback.config import placed
+    from steerback.presets import placed
 
     config = from_preset("gemma-2-2b-it")
     changed = placed(config, "int8", "auto")

@@ -150,6 +150,8 @@ def test_a_check_runs_what_its_numbers_come_from(tmp_path: Path, asked: list[Any
     for config, sets in zip(asked, (5, 1), strict=True):
         assert config.settings["matching"]["random_sets"] == sets
         assert config.settings["ablation"]["prompts_per_direction"] == 5
+        assert config.settings["esr"]["prompts_per_direction"] == 5
+        assert config.settings["baseline"]["prompts_per_direction"] == 25
         order = config.protocols
         assert order.index("esr") < order.index("matching") < order.index("ablation")
 

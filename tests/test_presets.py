@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from runs import small
 
-from steerback import config, protocols
+from steerback import presets, protocols
 from steerback.cli import main
 from steerback.errors import UserError
 from steerback.report.published import published
@@ -33,7 +33,7 @@ RELEASES = {
 
 @pytest.mark.parametrize("name", PAPER)
 def test_a_preset_has_the_numbers_of_the_paper(name: str) -> None:
-    made = config.from_preset(name)
+    made = presets.from_preset(name)
     repository, steer, sae, readout, prior = PAPER[name]
     assert made.model.source == repository
     assert (made.model.steer_layer, made.sae.layer, made.readout_layer) == (steer, sae, readout)
@@ -51,7 +51,7 @@ def test_every_published_model_has_a_preset() -> None:
     models = {repository for repository, *_ in PAPER.values()}
     assert set(published().models("esr")) == models
     for name, (repository, *_) in PAPER.items():
-        assert config.find_preset(repository) == config.find_preset(name) == name
+        assert presets.find_preset(repository) == presets.find_preset(name) == name
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -59,7 +59,7 @@ def test_sae_and_labels_are_those_behind_the_release_name(name: str) -> None:
     directory = pytest.importorskip("sae_lens.loading.pretrained_saes_directory")
     release, sae_id = RELEASES[name]
     entry = directory.get_pretrained_saes_directory()[release]
-    made = config.from_preset(name)
+    made = presets.from_preset(name)
     at = entry.saes_map[sae_id]
     file = at if entry.conversion_func == "goodfire" else f"{at}/params.npz"
     assert made.sae.spec == f"hf:{entry.repo_id}/{file}"
@@ -78,11 +78,11 @@ def test_init_for_any_model_and_sae(tmp_path: Path) -> None:
     sae = "saelens:qwen2.5-7b-instruct-andyrdt/resid_post_layer_15_trainer_1"
     model = "Qwen/Qwen2.5-7B-Instruct"
     main(["init", model, "--sae", sae, "--layer", "15", "--to", str(file)])
-    made = config.load(file, protocols.settings())
+    made = presets.load(file, protocols.settings())
     assert (made.name, made.model.source, made.sae.spec) == ("qwen2.5-7b-instruct", model, sae)
     assert (made.model.steer_layer, made.sae.layer, made.readout_layer) == (15, 15, 15)
     assert made.calibration.unit == "resid"
-    apart = config.from_anywhere("a/b", "s", 3, sae_layer=5, seed=9)
+    apart = presets.from_anywhere("a/b", "s", 3, sae_layer=5, seed=9)
     assert (apart.model.steer_layer, apart.sae.layer, apart.seed) == (3, 5, 9)
 
 

@@ -15,7 +15,8 @@ from runs import small
 from test_engine import GREEDY, WEIGHTS, engine, run, trial
 from torch import Tensor, nn
 
-from steerback import config, protocols
+from steerback import presets, protocols
+from steerback.config import PublishedConfig
 from steerback.dry.model import byte_tokenizer
 from steerback.engine.base import Pair
 from steerback.engine.hf import HFEngine
@@ -208,27 +209,27 @@ def test_variants_that_stand_together_do_not_mix(folder: Path) -> None:
 
 
 def test_profiles_put_switches_in_force() -> None:
-    clean = config.from_preset("llama-3.3-70b-instruct")
+    clean = presets.from_preset("llama-3.3-70b-instruct")
     assert (clean.in_force, clean.variant, clean.positions) == ((), (), "generated")
     assert clean.drawing().repetition_penalty == 1.1
-    code = config.from_preset("llama-3.3-70b-instruct", profile="published-code")
+    code = presets.from_preset("llama-3.3-70b-instruct", profile="published-code")
     assert set(code.in_force) == set(SWITCHES) - {"mlp-site"}
     assert code.variant == ("double-header", "halved-last-mlp")
     assert (code.positions, code.relevance) == ("all", "zero")
     assert code.drawing().repetition_penalty == 1.2
     assert code.drawing().max_new_tokens == 512
     assert code.drawing(calibrating=True).max_new_tokens == 256
-    gemma = config.from_preset("gemma-2-9b-it", switches=["mlp-site"])
+    gemma = presets.from_preset("gemma-2-9b-it", switches=["mlp-site"])
     assert (gemma.in_force, gemma.positions) == (MLP_SITE, "generated")
-    assert config.from_preset("llama-3.1-8b-instruct", switches=["code-penalty"]).drawing() == (
+    assert presets.from_preset("llama-3.1-8b-instruct", switches=["code-penalty"]).drawing() == (
         replace(clean.drawing(), repetition_penalty=1.15)
     )
 
 
 def test_every_switch_is_explained_and_had_by_a_model() -> None:
     assert set(ABOUT) == set(SWITCHES)
-    presets = [config.from_preset(n) for n in config.presets()]
-    assert {s for p in presets for s in p.published.switches} == set(SWITCHES)
+    every = [presets.from_preset(n) for n in presets.presets()]
+    assert {s for p in every for s in p.published.switches} == set(SWITCHES)
     assert set(IN_ENGINE) < set(SWITCHES)
 
 
@@ -350,7 +351,7 @@ def test_what_moves_the_rate_is_told_from_what_does_not(tmp_path: Path) -> None:
 
 def test_ways_that_the_model_does_not_have(tmp_path: Path) -> None:
     class Bench:
-        published = config.PublishedConfig(switches=["double-header", "steered-prompt"])
+        published = PublishedConfig(switches=["double-header", "steered-prompt"])
         in_force = ()
 
         def check_variant(self, variant: Sequence[str]) -> None:

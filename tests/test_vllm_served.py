@@ -27,12 +27,12 @@ from runs import small
 from safetensors.torch import save_file
 
 from steerback import organism
-from steerback.config import dump_commented
 from steerback.engine.base import Pair, Watch
 from steerback.engine.shared import SharedEngine
 from steerback.engine.vllm import wire
 from steerback.errors import UserError
 from steerback.lab import load_engine
+from steerback.presets import dump_commented
 from steerback.protocols import settings
 from steerback.types import Generation, Intervention, Message, Sampling, Trial
 from steerback.vectors import VectorSet

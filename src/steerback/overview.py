@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from steerback.architectures import architecture, gate
-from steerback.config import RunConfig, from_preset, presets
+from steerback.config import RunConfig
 from steerback.errors import UserError
 from steerback.lab import model_path, sae_path
 from steerback.memory import BLOCK, GIB, PROMPT, Machine, Needs, Quantize, Shape, estimate, machine
+from steerback.presets import from_preset, presets
 from steerback.sae import load_sae
 
 WAYS: tuple[Quantize, ...] = ("none", "int8", "int4")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from steerback import protocols, tomlfile
-from steerback.config import RunConfig, from_preset, preset
+from steerback.config import RunConfig
+from steerback.presets import from_preset, preset
 from steerback.protocols.base import Analysis
 from steerback.run import Refused, run
 from steerback.truths import Answer, answers

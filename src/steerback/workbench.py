@@ -13,13 +13,13 @@ from rich.panel import Panel
 from rich.text import Text
 
 from steerback import chat
-from steerback.config import preset, presets
 from steerback.engine.base import Watch
 from steerback.engine.hf import HFEngine
 from steerback.errors import UserError
 from steerback.judge.segment import restarts
 from steerback.lab import SOURCE, model_path, sae_path
 from steerback.memory import Quantize
+from steerback.presets import preset, presets
 from steerback.prompts import load_prompts
 from steerback.sae import load_sae
 from steerback.types import Generation, Intervention, Message, Sampling, Trial, Unit

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from steerback import protocols, steer
-from steerback.config import RunConfig, find_preset, from_anywhere, load_or_preset, presets
+from steerback.config import RunConfig
 from steerback.engine.choice import in_process
 from steerback.engine.hf import HFEngine
 from steerback.errors import UserError, nearest
@@ -24,6 +24,7 @@ from steerback.finetune.training import CHECKPOINT, Curve, Progress, Sample, Tra
 from steerback.lab import SOURCE, VECTORS, fingerprint, labels_of, load_engine
 from steerback.lock import FolderLock
 from steerback.preparation import NORM_QUESTIONS
+from steerback.presets import find_preset, from_anywhere, load_or_preset, presets
 from steerback.prompts import load_prompts
 from steerback.provenance import environment
 from steerback.sae.source import hash_files

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from steerback.config import find_preset, preset
 from steerback.imports.files import ResultFile, Row
 from steerback.judge.locate import Text
+from steerback.presets import find_preset, preset
 from steerback.protocols.clamping import DETECTORS, RANDOM
 from steerback.types import Attempt, Generation, Intervention, Message, Sampling, Trial, Verdict
 

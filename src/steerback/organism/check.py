@@ -22,6 +22,8 @@ MAIN = ("baseline", "esr")
 AUC = 0.75
 """From here on a latent is a detector. Organisms have few latents, and most detectors leak."""
 RANDOM_SETS = 5
+UNSTEERED = 5
+"""Unsteered answers for each steered one: a share of half a per cent is not seen in few."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def check(
                 prompts,
                 seed,
                 ui,
-                settings=_settings(prompts, expected[name]),
+                settings=_settings(prompts, expected[name], UNSTEERED * prompts),
                 made=made,
             ),
             expected[name],
@@ -106,10 +108,10 @@ def measure(
 ) -> dict[str, Analysis]:
     """Protocols on one organism, by their settings (default: the main job, unsteered and steered)."""
     from steerback import protocols as known
-    from steerback.config import from_preset
+    from steerback.presets import from_preset
     from steerback.run import run
 
-    settings = settings or _settings(prompts, MAIN)
+    settings = settings or _settings(prompts, MAIN, prompts)
     sources: dict[str, Any] = {"directions": {"count": latents}}
     if made is not None:
         sources = _sources(organism.folders(name, made), latents)
@@ -125,10 +127,11 @@ def measure(
     return run(config, ui)
 
 
-def _settings(prompts: int, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+def _settings(prompts: int, keys: Iterable[str], unsteered: int) -> dict[str, dict[str, Any]]:
     """Of the protocols that find the numbers with these keys, and of those that they rest on.
 
-    One random set is the least that an ablation can do with; a median takes more.
+    `prompts` and `unsteered`: questions per latent, steered and not. One random set is the least that
+    an ablation can do with; a median takes more.
     """
     from steerback.protocols import with_needs
 
@@ -136,7 +139,7 @@ def _settings(prompts: int, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
     each = {"prompts_per_direction": prompts}
     sets = RANDOM_SETS if any("random set" in key for key in keys) else 1
     known: dict[str, dict[str, Any]] = {
-        "baseline": each,
+        "baseline": {"prompts_per_direction": unsteered},
         "esr": each,
         "detectors": {"auc_min": AUC},
         "matching": {"random_sets": sets},

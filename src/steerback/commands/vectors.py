@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from steerback.commands.options import out
 from steerback.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from steerback.vectors import VectorSet
 
 app = typer.Typer(help="Directions from contrastive texts.", no_args_is_help=True)
-out = Console(highlight=False)
 METHODS = ("means", "whitened", "pca")
 
 
@@ -40,8 +39,8 @@ def vectors_make(
     if to.exists():
         raise UserError(f"{to} exists; choose another name or delete it first")
     from steerback import contrast
-    from steerback.config import from_preset
     from steerback.lab import SOURCE, load_engine
+    from steerback.presets import from_preset
 
     contrasts = contrast.load_contrasts(texts)
     config = from_preset(model)
