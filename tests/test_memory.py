@@ -61,7 +61,7 @@ def test_the_estimate_is_within_a_tenth_of_what_is_held(
     kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that a run keeps: weights, cache, and the state of its rows, while trials are generated."""
-    monkeypatch.setattr("steerback.engine.hf._disagreement", lambda *_: 0.0)  # noise in bfloat16
+    monkeypatch.setattr("steerback.engine.probe._disagreement", lambda *_: 0.0)  # noise in bfloat16
     before = live()
     engine = HFEngine(
         models.build(kind).to(dtype), models.tokenizer(), name=kind, slots=SLOTS, backend="fused"

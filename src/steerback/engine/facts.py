@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from steerback import chat
-from steerback.engine.hf import why_not_loaded
+from steerback.engine.loading import why_not_loaded
 from steerback.engine.shared import Listener, SharedEngine, end_tokens
 from steerback.errors import UserError
 

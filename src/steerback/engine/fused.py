@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steerback.engine import exact
+from steerback.engine import exact, families
 from steerback.engine.base import Sites
 from steerback.engine.pages import Pages, View
 from steerback.engine.stretch import Scores, Stretch
@@ -31,76 +31,6 @@ GRAIN = 2**14
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q [..., heads, head_dim], k, v [..., kv_heads, head_dim]) -> [..., heads * head_dim]"""
-
-
-@dataclass(frozen=True)
-class Family:
-    """How an architecture departs from Llama."""
-
-    unit_offset: bool = False
-    """Norm weights are stored minus one and applied in float32."""
-    sandwich: bool = False
-    """Norms after attention and after the MLP too."""
-    head_norm: bool = False
-    """Norms on each query and key head."""
-    scaled_embedding: bool = False
-
-
-FAMILIES = {
-    "llama": Family(),
-    "mistral": Family(),
-    "qwen2": Family(),
-    "qwen3": Family(head_norm=True),
-    "gemma2": Family(unit_offset=True, sandwich=True, scaled_embedding=True),
-}
-
-
-@dataclass
-class Layer:
-    """Weights of one decoder layer; `None` where the family has no such norm."""
-
-    qkv: Tensor
-    """[(heads + 2 kv_heads) * head_dim, d_model]"""
-    qkv_bias: Tensor | None
-    out: Tensor
-    """[d_model, heads * head_dim]"""
-    out_bias: Tensor | None
-    gate_up: Tensor
-    """[2 * intermediate, d_model]"""
-    down: Tensor
-    """[d_model, intermediate]"""
-    norm_in: Tensor
-    norm_mlp: Tensor
-    norm_attention_out: Tensor | None
-    norm_mlp_out: Tensor | None
-    norm_qk: Tensor | None
-    """[heads + kv_heads, head_dim]"""
-    window: int | None
-
-
-def supports(model: nn.Module) -> bool:
-    """Whether the fused path is exact for this model: a known family with plain weights in one place."""
-    config: Any = model.config
-    if config.model_type not in FAMILIES:
-        return False
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    # quantised weights are a tensor class of their own, inside a plain linear layer
-    plain = all(type(m) is nn.Linear and type(m.weight.data) is Tensor for m in linears)
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    mlp_bias = bool(getattr(config, "mlp_bias", False))
-    one_place = len({p.device for p in model.parameters()}) == 1
-    return plain and one_place and not mlp_bias and rope in ("default", "llama3", "linear", "yarn")
-
-
-def _stack(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    """One weight for several linears; the originals become views of it, so nothing is held twice."""
-    weight = torch.cat([m.weight.data for m in linears])
-    at = 0
-    for m in linears:
-        m.weight.data = weight[at : at + m.out_features]
-        at += m.out_features
-    biases = [m.bias for m in linears]
-    return weight, None if biases[0] is None else torch.cat([b.data for b in biases])
 
 
 @dataclass
@@ -126,7 +56,7 @@ class FusedDecoder:
     def __init__(self, model: nn.Module) -> None:
         config: Any = model.config
         self.config = config
-        self.family = FAMILIES[config.model_type]
+        self.family = families.FAMILIES[config.model_type]
         self.core = cast("Any", model.get_submodule("model"))
         self.n_layers = config.num_hidden_layers
         self.d_model = config.hidden_size
@@ -146,8 +76,8 @@ class FusedDecoder:
         self.embedding: Tensor = self.core.embed_tokens.weight.data
         self.device: torch.device = self.embedding.device
         self.dtype: torch.dtype = self.embedding.dtype
-        self.norm_final = self._norm_weight(self.core.norm)
-        self.layers = [self._layer(i, module) for i, module in enumerate(self.core.layers)]
+        self.norm_final = families.norm_weight(self.family, self.core.norm)
+        self.layers = [families.layer(config, i, m) for i, m in enumerate(self.core.layers)]
         self.block = exact.measure(self._products(), self.device, self.dtype)
         self._tables(min(self.context, 1024))
 
@@ -155,46 +85,6 @@ class FusedDecoder:
         first = self.layers[0]
         weights = (first.qkv, first.out, first.gate_up, first.down, self.head)
         return [exact.linear(weight) for weight in weights]
-
-    def _norm_weight(self, norm: Any) -> Tensor:
-        weight: Tensor = norm.weight.data
-        return 1 + weight.float() if self.family.unit_offset else weight
-
-    def _layer(self, index: int, module: Any) -> Layer:
-        attention, mlp = module.self_attn, module.mlp
-        qkv, qkv_bias = _stack([attention.q_proj, attention.k_proj, attention.v_proj])
-        gate_up, _ = _stack([mlp.gate_proj, mlp.up_proj])
-        family, norm = self.family, self._norm_weight
-        before_mlp = (
-            module.pre_feedforward_layernorm if family.sandwich else module.post_attention_layernorm
-        )
-        bias = attention.o_proj.bias
-        return Layer(
-            qkv=qkv,
-            qkv_bias=qkv_bias,
-            out=attention.o_proj.weight.data,
-            out_bias=None if bias is None else bias.data,
-            gate_up=gate_up,
-            down=mlp.down_proj.weight.data,
-            norm_in=norm(module.input_layernorm),
-            norm_mlp=norm(before_mlp),
-            norm_attention_out=norm(module.post_attention_layernorm) if family.sandwich else None,
-            norm_mlp_out=norm(module.post_feedforward_layernorm) if family.sandwich else None,
-            norm_qk=self._head_norms(attention) if family.head_norm else None,
-            window=self._window(index),
-        )
-
-    def _head_norms(self, attention: Any) -> Tensor:
-        q, k = self._norm_weight(attention.q_norm), self._norm_weight(attention.k_norm)
-        return torch.cat([q.expand(self.heads, -1), k.expand(self.kv_heads, -1)])
-
-    def _window(self, index: int) -> int | None:
-        """Tokens a layer may look back, itself included; None for all."""
-        kinds = getattr(self.config, "layer_types", None)
-        window: int | None = getattr(self.config, "sliding_window", None)
-        if kinds is None:
-            return window if self.config.model_type == "mistral" else None
-        return window if kinds[index] == "sliding_attention" else None
 
     def _tables(self, length: int) -> None:
         """Rotary cosines and sines [length, 1, head_dim]; sines signed for a half rotation by roll."""

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from steerback import chat
-from steerback.engine import exact, reading, variants
-from steerback.engine.base import Backend, Pair, Pool, Progress, Reading, Site, Watch
+from steerback.engine import exact, probe, reading, variants
+from steerback.engine.base import Backend, Pair, Pool, Progress, Reading, Watch
 from steerback.engine.decoding import Decoding, Finished
-from steerback.engine.fused import FusedDecoder, supports
-from steerback.engine.hooked import HookedModel, hooked
-from steerback.engine.loading import placement
+from steerback.engine.hooked import HookedModel
+from steerback.engine.loading import (
+    attention,
+    dtype_of,
+    no_loading_bar,
+    placement,
+    why_not_loaded,
+)
 from steerback.engine.shared import SharedEngine, end_tokens, traced
 from steerback.engine.slots import Job
 from steerback.errors import UserError
@@ -53,8 +54,8 @@ class HFEngine(SharedEngine):
     ) -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self.hooked = HookedModel(model)
-        _check_layers(self.hooked)
-        self.backend = _choose(self.hooked, model, backend)
+        probe.check_layers(self.hooked)
+        self.backend = probe.choose(self.hooked, model, backend)
         variants.check(self.hooked, tokenizer, variant)
         self._at_mlp: HookedModel | None = None
         self._begin(
@@ -95,7 +96,7 @@ class HFEngine(SharedEngine):
                 tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
                 config = AutoConfig.from_pretrained(path, revision=revision)
                 model = AutoModelForCausalLM.from_pretrained(
-                    path, dtype=kind, revision=revision, **placed, **_attention(config)
+                    path, dtype=kind, revision=revision, **placed, **attention(config)
                 )
         except (OSError, ValueError, KeyError) as error:
             raise UserError(why_not_loaded(path, error)) from None
@@ -289,26 +290,6 @@ class HFEngine(SharedEngine):
             )
 
 
-def _attention(config: Any) -> dict[str, str]:
-    """Some versions of transformers give Gemma 2 an attention that leaves its soft cap out."""
-    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-    return {"attn_implementation": "eager"} if capped else {}
-
-
-@contextmanager
-def no_loading_bar() -> Iterator[None]:
-    """Progress is ours to show: the library's own bar would write over it."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def _inference(steps: Iterator[list[Finished]]) -> Iterator[list[Finished]]:
     """Run each step in inference mode, and the caller's code between them outside of it."""
     while True:
@@ -317,91 +298,3 @@ def _inference(steps: Iterator[list[Finished]]) -> Iterator[list[Finished]]:
         if finished is None:
             return
         yield finished
-
-
-def dtype_of(name: str, device: str) -> torch.dtype:
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name == "auto":
-        return torch.float32 if device == "cpu" else torch.bfloat16
-    if name not in known:
-        raise UserError(f"dtype is {name!r}; use auto, {', '.join(known)}")
-    return known[name]
-
-
-def why_not_loaded(path: str | Path, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if Path(path).exists():
-        return f"model folder {path} cannot be read: {first}"
-    if os.sep in str(path) and str(path).count("/") != 1:
-        return f"there is no model folder {path}"
-    return (
-        f"model {path!r} is neither a folder here nor readable from the hub: {first} "
-        "(check the name, the network, and for gated models HF_TOKEN)"
-    )
-
-
-def _choose(reference: HookedModel, model: nn.Module, backend: str) -> Backend:
-    if backend not in ("auto", "fused", "transformers"):
-        raise UserError(f"backend is {backend!r}; use auto, fused or transformers")
-    if backend == "transformers":
-        return reference
-    if not supports(model):
-        if backend == "fused":
-            raise UserError(
-                f"{type(model).__name__} has no fused decoder; use backend auto or transformers"
-            )
-        return reference
-    fused = FusedDecoder(model)
-    gap = _disagreement(fused, reference)
-    if gap < 0.05:
-        return fused
-    if backend == "fused":
-        raise UserError(
-            f"the fused decoder disagrees with transformers on {type(model).__name__} (relative "
-            f"gap of the logits {gap:.2g}); use backend transformers"
-        )
-    return reference
-
-
-def _probe(backend: Backend) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """Two short sequences of token ids spread over the vocabulary."""
-    ids = torch.arange(2 * 7, device=backend.device).view(2, 7) * (backend.vocab // 15 or 1)
-    return ids % backend.vocab, np.array([7, 5])
-
-
-@torch.inference_mode()
-def _disagreement(fused: Backend, reference: Backend) -> float:
-    """Largest gap between the two logits on the probe, in units of the reference's spread."""
-    ids, lengths = _probe(reference)
-    out = []
-    for backend in (fused, reference):
-        cache = backend.allocate(2, 8)
-        backend.prefill(cache, ids, lengths, np.arange(2), {})
-        out.append(backend.step(cache, ids[:, 0], lengths + 1, {}).float())
-    return float((out[0] - out[1]).abs().max() / out[1].std().clamp(min=1e-6))
-
-
-@torch.inference_mode()
-def _check_layers(backend: HookedModel) -> None:
-    """The output of each hooked layer must be the residual stream that transformers reports."""
-    ids, _ = _probe(backend)
-    seen: dict[int, torch.Tensor] = {}
-
-    def keep(i: int) -> Site:
-        def site(h: torch.Tensor) -> torch.Tensor:
-            seen[i] = h
-            return h
-
-        return site
-
-    sites = {i: keep(i) for i in range(backend.n_layers)}
-    with hooked(backend.layers, sites):
-        out = backend.model(input_ids=ids, output_hidden_states=True, use_cache=False)
-    # the last hidden state is reported after the final norm, so it cannot be compared
-    for i in range(backend.n_layers - 1):
-        want = out.hidden_states[i + 1].reshape(-1, backend.d_model)
-        if not torch.equal(seen[i], want):
-            raise UserError(
-                f"{type(backend.model).__name__}: the output of decoder layer {i} is not the residual "
-                "stream that transformers reports; this architecture cannot be steered"
-            )

@@ -1,8 +1,12 @@
-"""Where a model's weights are put, and in how many bits: arguments for transformers' loader."""
+"""How a model is loaded: where its weights are put, in how many bits, and what it means if it fails."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,3 +55,44 @@ def _quantisation(quantize: Quantize, dtype: torch.dtype) -> Any:
     from transformers import TorchAoConfig
 
     return TorchAoConfig(Int8WeightOnlyConfig() if quantize == "int8" else Float8WeightOnlyConfig())
+
+
+def attention(config: Any) -> dict[str, str]:
+    """Some versions of transformers give Gemma 2 an attention that leaves its soft cap out."""
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return {"attn_implementation": "eager"} if capped else {}
+
+
+@contextmanager
+def no_loading_bar() -> Iterator[None]:
+    """Progress is ours to show: the library's own bar would write over it."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def dtype_of(name: str, device: str) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name == "auto":
+        return torch.float32 if device == "cpu" else torch.bfloat16
+    if name not in known:
+        raise UserError(f"dtype is {name!r}; use auto, {', '.join(known)}")
+    return known[name]
+
+
+def why_not_loaded(path: str | Path, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(path).exists():
+        return f"model folder {path} cannot be read: {first}"
+    if os.sep in str(path) and str(path).count("/") != 1:
+        return f"there is no model folder {path}"
+    return (
+        f"model {path!r} is neither a folder here nor readable from the hub: {first} "
+        "(check the name, the network, and for gated models HF_TOKEN)"
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from steerback.engine.hf import no_loading_bar
+from steerback.engine.loading import no_loading_bar
 from steerback.errors import UserError
 from steerback.finetune.settings import TrainSettings
 from steerback.types import derive_seed

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerback.engine.facts import Facts
-from steerback.engine.hf import dtype_of
+from steerback.engine.loading import dtype_of
 from steerback.engine.places import Place
 from steerback.engine.vllm import launch, wire
 from steerback.engine.vllm.asking import Ask, AskingEngine
