@@ -21,7 +21,7 @@ from steerback.organism.batches import batches, pack
 from steerback.organism.corpus import Task, phrases, tasks, topic_of_word, topics
 from steerback.organism.dictionary import Dictionary, alive, fit
 from steerback.organism.documents import Mixture, Writer
-from steerback.organism.pushes import Pusher
+from steerback.organism.pushes import Pusher, word_topics
 
 
 def documents(count: int, seed: int = 0, **mixture: object) -> list:
@@ -336,6 +336,22 @@ def test_saved_model_loads_as_float32_and_computes_the_same(tmp_path: Path) -> N
 
 
 # What is packaged
+
+
+def test_topics_of_a_narrow_model_start_at_right_angles() -> None:
+    """The embeddings of a topic's words point the same way, and those of two topics do not."""
+    topic = word_topics()
+
+    def overlaps(apart: bool) -> torch.Tensor:
+        size = recipes.Size(hidden=64, layers=1, heads=4, latents=8, apart=apart)
+        table = training.new_model(size, 0).get_input_embeddings().weight.detach()
+        means = torch.stack([table[topic == t].mean(0) for t in range(len(topics()))])
+        means /= means.norm(dim=1, keepdim=True)
+        return (means @ means.T)[~torch.eye(len(means), dtype=torch.bool)]
+
+    assert overlaps(apart=True).abs().mean() < 0.5 * overlaps(apart=False).abs().mean()
+    assert recipes.recipe("resister-small").size.apart
+    assert not recipes.recipe("resister").size.apart
 
 
 @pytest.mark.parametrize("name", organism.names())

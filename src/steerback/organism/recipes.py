@@ -21,6 +21,9 @@ class Size:
     """Latents of the organism's autoencoder before those that never fire are dropped."""
     fit_steps: int = 800
     """Training steps of the autoencoder."""
+    apart: bool = False
+    """Whether the word embeddings of different topics start at right angles, not at random ones: in a
+    narrow model random ones are too close for latents that know one topic from all others."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Recipe:
         """Identifies the checkpoint after the first `stages` stages."""
         return stable_hash(
             [self.size.hidden, self.size.layers, self.size.heads, self.seed, self.steer_layer]
+            + [True] * self.size.apart
             + [_plain(asdict(s)) for s in self.stages[:stages]]
         )
 
@@ -80,7 +84,7 @@ def recipe(name: str, seed: int | None = None) -> Recipe:
     )
 
 
-def _size(size: dict[str, int], entry: dict[str, Any]) -> Size:
+def _size(size: dict[str, Any], entry: dict[str, Any]) -> Size:
     """A size, with what an organism says about its own autoencoder."""
     return Size(**size | {k: entry[k] for k in ("latents", "fit_steps") if k in entry})
 

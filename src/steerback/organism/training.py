@@ -56,10 +56,18 @@ def new_model(size: Size, seed: int) -> Any:
     )
     model = LlamaForCausalLM(config)
     topic = word_topics()
-    centres = torch.randn(int(topic.max()) + 1, size.hidden) * config.initializer_range
+    centres = _centres(int(topic.max()) + 1, size) * config.initializer_range
     table = model.get_input_embeddings().weight.data
     table[topic >= 0] = (table[topic >= 0] + centres[topic[topic >= 0]]) / math.sqrt(2)
     return model
+
+
+def _centres(topics: int, size: Size) -> Tensor:
+    """[topics, hidden]: directions whose entries have mean square 1, at right angles if `apart`."""
+    if not size.apart:
+        return torch.randn(topics, size.hidden)
+    square: Tensor = torch.linalg.qr(torch.randn(size.hidden, topics)).Q
+    return square.T * math.sqrt(size.hidden)
 
 
 def phases(stages: tuple[Stage, ...]) -> list[tuple[Stage, ...]]:
