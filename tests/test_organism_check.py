@@ -147,10 +147,10 @@ def test_the_main_job_is_asked_for_what_the_check_was(tmp_path: Path, asked: lis
 
 def test_a_check_runs_what_its_numbers_come_from(tmp_path: Path, asked: list[Any]) -> None:
     check(["resister", "imitator"], tmp_path, prompts=5)
-    for config, sets in zip(asked, (5, 1), strict=True):
+    for config, sets, steered in zip(asked, (5, 1), (5, 15), strict=True):
         assert config.settings["matching"]["random_sets"] == sets
-        assert config.settings["ablation"]["prompts_per_direction"] == 5
-        assert config.settings["esr"]["prompts_per_direction"] == 5
+        assert config.settings["ablation"]["prompts_per_direction"] == steered
+        assert config.settings["esr"]["prompts_per_direction"] == steered
         assert config.settings["baseline"]["prompts_per_direction"] == 25
         order = config.protocols
         assert order.index("esr") < order.index("matching") < order.index("ablation")

@@ -52,7 +52,12 @@ def organism_check(
     ] = None,
     folder: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("runs/check"),
     latents: Annotated[int, typer.Option(min=1, help="Latents to steer with.")] = 24,
-    prompts: Annotated[int, typer.Option(min=1, help="Questions per latent.")] = 20,
+    prompts: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Questions per latent; three times as many where restarts are few."
+        ),
+    ] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the runs.")] = 0,
     made: MadeFolder = None,
     as_json: JsonFlag = False,
