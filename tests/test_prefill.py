@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +140,7 @@ def test_pairs_are_clustered_by_the_direction_that_wrote_the_text(bench):
     bench.judge(Prefill().plan(inputs, settings), {}, 0.6)
     analysis = Prefill().analyse(bench.records)
     assert [s.arm for s in analysis.summaries] == [UNSTEERED, STEERED, AFTER, OTHER]
+    assert all(s.prefilled and math.isnan(s.chance_improvement.value) for s in analysis.summaries)
     compared = [c for _, c in analysis.comparisons if c.measure == "multi_attempt"]
     assert len(compared) == 4
     for c in compared:

@@ -30,7 +30,8 @@ from steerback.judge.segment import restarts
 from steerback.protocols.base import Analysis, Sheet
 from steerback.report import doses, published, strengths, transcripts, wording
 from steerback.report.gather import gather
-from steerback.report.page import write_report
+from steerback.report.numbers import known_protocols
+from steerback.report.page import table, write_report
 from steerback.stats import Outcome, compare, summarise
 from steerback.store import Store
 from steerback.types import Attempt, Message, Rate
@@ -230,6 +231,21 @@ def test_single_restart_and_single_cluster_are_warned_of() -> None:
     assert "The one restart ended better" in said
     assert "share one cluster" in said
     assert "uncertain" in said
+
+
+def test_prefilled_trials_have_no_chance_level() -> None:
+    given = [replace(o, prefilled=True) for o in many(10, 90, 20) + many(20, None, 20)]
+    s = summarise(given, protocol="prefill", arm="steered", model="m", n_resamples=50)
+    said = wording.sentence(s)
+    assert "restarted 20 times and ended better in 20 of 20; no chance level applies" in said
+    assert "above chance" not in said
+    assert s.as_json()["chance_improvement"] == {"rate": None, "low": None, "high": None}
+    own = replace(s, prefilled=False)
+    titles = {n: [row[0] for row in table([s] * n + [own] * (n - 1))["rows"]] for n in (1, 2)}
+    assert not any("chance" in title for title in titles[1])
+    assert any("chance" in title for title in titles[2])
+    assert table([s])["notes"] == [wording.PREFILLED]
+    assert table([own])["notes"] == []
 
 
 def test_many_missing_are_mentioned() -> None:
@@ -473,6 +489,13 @@ def test_protocol_of_another_version_is_named(tmp_path: Path) -> None:
         store.add([(strange, say(strange, "x"))])
     [note] = gather(folder).notes
     assert "does not know them: telepathy" in note
+
+
+def test_protocols_that_others_need_are_reported_too(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "run", {**CONFIG, "protocols": ["ablation", "telepathy"]}) as store:
+        names = known_protocols(store)
+    assert names.index("detectors") < names.index("matching") < names.index("ablation")
+    assert "telepathy" not in names
 
 
 def test_empty_run_is_one_clear_line(tmp_path: Path) -> None:

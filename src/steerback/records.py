@@ -79,6 +79,7 @@ class Records:
             None if scores is None else (scores[0], scores[1]),
             strength=None if add is None else add.value,
             pair=pair_name(trial),
+            prefilled=bool(trial.prefill),
         )
 
     def finding(self, protocol: str) -> tuple[dict[str, Any] | None, Any]:

@@ -27,11 +27,13 @@ def run_folders(folders: Iterable[Path]) -> list[Path]:
 
 
 def known_protocols(store: Store) -> list[str]:
-    """Names of the protocols of the run that this version can analyse: those of its configuration in
-    their order, which may have findings without trials, then others with trials."""
-    listed = dict.fromkeys(store.config.get("protocols", []))
-    stored = dict.fromkeys(sorted(c.protocol for c in store.counts()))
-    return [name for name in {**listed, **stored} if name in protocols.registry()]
+    """Names of the protocols of the run that this version can analyse: those of its configuration and
+    those that they need, in the order in which they run; they may have findings without trials. Then
+    others with trials."""
+    known = protocols.registry()
+    listed = [name for name in store.config.get("protocols", []) if name in known]
+    stored = [name for name in sorted({c.protocol for c in store.counts()}) if name in known]
+    return list(dict.fromkeys([*protocols.with_needs(listed), *stored]))
 
 
 def check_judge(store: Store, judge: str) -> None:

@@ -171,10 +171,13 @@ def table(summaries: Sequence[Summary]) -> dict[str, Any]:
     """Measures in rows, arms in columns grouped by model."""
     groups = wording.by_model(summaries)
     columns = [s for arms in groups.values() for s in arms]
+    given = [s.prefilled for s in columns]
+    measures = [m for m in wording.MEASURES if not (m.chance and columns and all(given))]
     return {
         "groups": [(model, len(arms)) for model, arms in groups.items()],
         "columns": columns,
-        "rows": [(m.title, m.gloss, [m.cell(s) for s in columns]) for m in wording.MEASURES],
+        "rows": [(m.title, m.gloss, [m.cell(s) for s in columns]) for m in measures],
+        "notes": [wording.PREFILLED] if any(given) else [],
     }
 
 

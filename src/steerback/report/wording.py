@@ -64,6 +64,8 @@ class Measure(NamedTuple):
     title: str
     gloss: str
     cell: Callable[[Summary], Cell]
+    chance: bool = False
+    """Rests on first attempts being the model's own: no row where every arm is prefilled."""
 
 
 MEASURES = (
@@ -89,22 +91,26 @@ MEASURES = (
         "… by chance, %",
         "a random other first attempt above theirs",
         lambda s: cell(s.chance_improvement),
+        chance=True,
     ),
     Measure(
         "Improvement above chance, points",
         "the two lines above, one minus the other",
         lambda s: cell(s.improvement_above_chance, signed=True),
+        chance=True,
     ),
     Measure(
         "… above the same direction’s chance",
         "other first attempts under the same push",
         lambda s: cell(s.improvement_above_same_direction, signed=True),
+        chance=True,
     ),
     Measure("ESR, %", "restarted and improved, of all scored", lambda s: cell(s.esr)),
     Measure(
         "ESR above chance, points",
         "restarted × improvement above chance",
         lambda s: cell(s.esr_above_chance, signed=True),
+        chance=True,
     ),
     Measure(
         "Implicit recovery, %",
@@ -177,6 +183,10 @@ def sentence(s: Summary) -> str:
     return " ".join(p for p in (_restarts(who, s), said, _caveats(s)) if p)
 
 
+PREFILLED = (
+    "The first attempt of a prefilled trial begins with a text that was given, chosen for a low score: "
+    "its score says nothing of the model, so there is no chance level to set improvement against."
+)
 NO_RESTART = "Without a restart nothing can be said of improvement."
 
 
@@ -197,6 +207,9 @@ def _improvement(s: Summary) -> str:
         f"Of the {times} it restarted, it ended better in {number(100 * improved.rate)}%, where a "
         f"random other first attempt would have been better in {number(100 * chance.value)}%"
     )
+    if s.prefilled:
+        better = f"{improved.k:,} of {improved.n:,}"
+        return f"It restarted {times} and ended better in {better}; no chance level applies here."
     if s.multi_attempt.k == 1:
         came = (
             f"The one restart {'ended better' if improved.k else 'did not end better'} than it began; "

@@ -52,6 +52,8 @@ class Outcome:
     strength: float | None = None
     pair: str = ""
     """Name of the trial's twin in another arm: same direction, strength, question and seed."""
+    prefilled: bool = False
+    """The first attempt begins with a text that was given, so that its score is not the model's."""
     cutoffs: Cutoffs = Cutoffs()
 
     @property
@@ -111,6 +113,7 @@ def outcome(
     *,
     strength: float | None = None,
     pair: str = "",
+    prefilled: bool = False,
     cutoffs: Cutoffs | None = None,
 ) -> Outcome:
     """The outcome of one judged response.
@@ -132,6 +135,7 @@ def outcome(
         thirds=thirds if thirds is not None and all(map(_in_range, thirds)) else None,
         strength=strength,
         pair=pair,
+        prefilled=prefilled,
         cutoffs=cutoffs or Cutoffs(),
     )
 

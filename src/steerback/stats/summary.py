@@ -31,6 +31,14 @@ from steerback.stats.outcomes import Outcome
 from steerback.types import Rate
 
 BOOTSTRAP = "cluster bootstrap"
+CHANCE = (
+    "chance_improvement",
+    "chance_same_direction",
+    "improvement_above_chance",
+    "improvement_above_same_direction",
+    "esr_above_chance",
+)
+"""Estimates that rest on first attempts being the model's own."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,9 @@ class Summary:
     implicit_recovery: Rate
     implicit_decline: Rate
     """First third above the last by the same margin: the noise level of implicit_recovery."""
+    prefilled: bool = False
+    """First attempts begin with given texts, so that nothing is compared with them: chance levels, and
+    what stands above them, are NaN."""
 
     def as_json(self) -> dict[str, Any]:
         """The published shape: names, counts and `{rate, low, high}`; unknown is null, never NaN."""
@@ -106,6 +117,10 @@ def summarise(
     rates = _rates(outcomes, level)
     means = _bootstrapped(scored, n_resamples, level, seed)
     _repair_few_events(rates, means)
+    prefilled = any(o.prefilled for o in outcomes)
+    if prefilled:
+        nothing = Mean(math.nan, math.nan, math.nan, 0, 0, method="no chance level: prefilled")
+        means |= dict.fromkeys(CHANCE, nothing)
     for name in ("first_score", "score_delta"):
         means[name] = replace(means[name], missing=missing)
     estimates: dict[str, Any] = {**rates, **means}
@@ -116,6 +131,7 @@ def summarise(
         n=len(scored),
         clusters=len({o.cluster for o in scored}),
         missing=missing,
+        prefilled=prefilled,
         **estimates,
     )
 
