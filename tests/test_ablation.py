@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import replace
 from itertools import pairwise
@@ -16,6 +17,7 @@ from runs import small
 
 from steerback.errors import UserError
 from steerback.matching import NEAREST, Activity, matched_sets
+from steerback.organism.corpus import read_data, topics
 from steerback.protocols.ablation import Ablation, Settings
 from steerback.protocols.base import Analysis, Inputs
 from steerback.protocols.detectors import Detectors
@@ -28,7 +30,7 @@ from steerback.run import run
 from steerback.standardise import difference_at_equal_first_score
 from steerback.stats import Outcome, compare
 from steerback.store import Store
-from steerback.types import Trial
+from steerback.types import Generation, Trial
 
 SETTINGS = Settings(prompts_per_direction=20, heldout_prompts_per_direction=4, leave_one_out=1)
 MATCHED = Match(neighbours=1)
@@ -48,9 +50,16 @@ def prepared(bench: world.World, detectors: list[int], matched: Match = MATCHED)
     return inputs
 
 
+class World(world.World):
+    """One of which esr has as many trials as these tests replay."""
+
+    def settings(self, protocol: str) -> dict[str, object]:
+        return {"prompts_per_direction": 20} if protocol == "esr" else {}
+
+
 @pytest.fixture
 def bench(tmp_path: Path):
-    made = world.World(tmp_path / "run")
+    made = World(tmp_path / "run")
     yield made
     made.store.close()
 
@@ -76,7 +85,18 @@ def test_arms_differ_in_nothing_but_the_clamps(bench):
     wanted |= {f"random set {n}": one for n, one in enumerate(sets, 1)}
     fresh = {"steered, held out": []}
     fresh |= {f"{a}, held out": ks for a, ks in wanted.items() if not a.startswith("without")}
-    assert arms.keys() == wanted.keys() | fresh.keys()
+    quiet = {"unsteered": []}
+    quiet |= {f"{a}, unsteered": k for a, k in wanted.items() if not a.startswith("without")}
+    assert arms.keys() == wanted.keys() | fresh.keys() | quiet.keys()
+    alone = {arm: arms.pop(arm) for arm in quiet}
+    for arm, trials in alone.items():
+        assert len(trials) == 17 * 2
+        for t, own in zip(trials, alone["unsteered"], strict=True):
+            assert (t.question, t.seed) == (own.question, own.seed)
+            assert [*t.interventions] == world.clamped(t)  # nothing is added
+            assert [i.index for i in t.interventions] == quiet[arm]
+            assert all((i.value, i.layer, i.source) == (0.0, 1, "sae") for i in t.interventions)
+    assert {t.seed for t in alone["unsteered"]} < {t.seed for t in arms["detectors"]}
     replayed = Esr().plan(inputs, Esr().settings(prompts_per_direction=20))
     heldout = arms["steered, held out"]
     for arm, trials in arms.items():
@@ -90,6 +110,23 @@ def test_arms_differ_in_nothing_but_the_clamps(bench):
     assert {t.question for t in heldout} <= set(inputs.found["detectors"]["heldout"])
     left_out = inputs.found["detectors"]["heldout"][0]  # relevant to all, so says the bench
     assert all(t.question != left_out for t in heldout)
+
+
+def test_arms_without_a_push_can_be_left_out(bench):
+    inputs = prepared(bench, [world.DETECTOR])
+    arms = by_arm(Ablation().plan(inputs, Settings(unsteered_prompts_per_direction=0)))
+    assert arms
+    assert not [a for a in arms if "unsteered" in a]
+
+
+def test_no_more_is_replayed_than_there_is(bench, monkeypatch):
+    monkeypatch.setattr(bench, "settings", lambda _: {"prompts_per_direction": 4})
+    inputs = prepared(bench, [world.DETECTOR])
+    trials = by_arm(Ablation().plan(inputs, SETTINGS))["detectors"]
+    assert len(trials) == 17 * 4
+    bench.judge(trials, {}, 0.6)
+    said = Ablation().analyse(bench.records).sheets[-1]
+    assert (said.columns, said.rows) == (("asked for", "replayed"), ((20, 4),))
 
 
 def test_random_sets_hold_nothing_that_could_explain_an_effect(bench):
@@ -309,6 +346,46 @@ def organism(folder: Path):
             "detectors": {"derangements": 2},
         },
     )
+
+
+def test_what_clamps_do_to_the_language_is_counted_exactly(finished):
+    """Every number of the table again, by a regular expression for each template."""
+    pattern = {
+        slot: "(" + "|".join(w for t in topics() for w in t.words[slot]) + ")" for slot in "VAOT"
+    }
+    templates = [
+        re.compile(re.sub(r"\{(\w)\}", lambda m: pattern[m[1]], raw)) for raw in _raw_sentences()
+    ]
+    with Store.open(finished, mode="ro") as store:
+        analysis = Ablation().analyse(Records(store))
+        texts = defaultdict(list)
+        for _, made in store.trials(protocol="esr"):
+            texts["steered"].append(made)
+        for trial, made in store.trials(protocol="ablation"):
+            texts[trial.arm].append(made)
+    (sheet,) = [s for s in analysis.sheets if s.title == "Sentences that fit no template"]
+    assert {row[0] for row in sheet.rows} == texts.keys()
+    for arm, n, with_one, share in sheet.rows:
+        assert n == len(texts[arm])
+        bad = [
+            [not any(t.fullmatch(x) for t in templates) for x in _sentences(made)]
+            for made in texts[arm]
+        ]
+        assert with_one.k == sum(map(any, bad))
+        assert share.value == pytest.approx(np.mean([x for each in bad for x in each]))
+    broken = {t: c for t, c in analysis.comparisons if c.measure == "malformed"}
+    assert broken["detectors, against steered"].difference.low > 0
+    assert broken["detectors, unsteered, against unsteered"].a == 0
+
+
+def _raw_sentences() -> list[str]:
+    raw = read_data("text.toml")
+    return [s[:-1] for s in (*raw["sentences"], *(s for pair in raw["restarts"] for s in pair))]
+
+
+def _sentences(made: Generation) -> list[str]:
+    *whole, rest = (s.strip() for s in made.text.split("."))
+    return [*whole, rest] if rest and made.finish_reason != "length" else whole
 
 
 def test_the_organism_loses_its_restarts_with_its_detectors_alone(finished):

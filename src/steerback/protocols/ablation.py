@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -15,9 +15,12 @@ from steerback.protocols.clamping import (
     Contrast,
     clamped_arms,
     clamps,
+    clamps_alone,
     contrasts,
     forest,
 )
+from steerback.protocols.damage import damage
+from steerback.protocols.esr import Settings as EsrSettings
 from steerback.protocols.twins import paired
 from steerback.records import Records
 from steerback.standardise import difference_at_equal_first_score
@@ -25,8 +28,8 @@ from steerback.stats import Comparison, Outcome, compare, holm
 from steerback.tomlfile import Table
 from steerback.types import Trial
 
-STEERED, WITHOUT = "steered", "without"
-HELDOUT = ", held out"
+STEERED, UNSTEERED, WITHOUT = "steered", "unsteered", "without"
+HELDOUT, ALONE = ", held out", ", unsteered"
 MEASURES = ("multi_attempt", "esr", "first_score")
 
 
@@ -38,6 +41,12 @@ class Settings(Table):
         default=10,
         ge=0,
         description="Held-out questions per direction, as a second sample; 0 leaves it out.",
+    )
+    unsteered_prompts_per_direction: int = Field(
+        default=2,
+        ge=0,
+        description="Questions per direction on which the same latents are clamped and nothing is "
+        "added: what the clamp alone does to the text. 0 leaves it out.",
     )
     leave_one_out: int = Field(
         default=0, ge=0, description="Detectors, from the best on, that are left out one at a time."
@@ -54,11 +63,14 @@ class Ablation:
         heldout = inputs.found["detectors"]["heldout"]
         steered = [(d.source, d.index) for d in inputs.directions]
         relevant = bench.relevant(heldout, steered)
+        own = cast("Settings", settings)
+        esr = EsrSettings.model_validate(bench.settings("esr")).prompts_per_direction
         return {
+            "replayed": min(own.prompts_per_direction, esr),
             "skip": {
                 d.id: [q for q, yes in zip(heldout, column, strict=True) if yes]
                 for d, column in zip(inputs.directions, relevant.T, strict=True)
-            }
+            },
         }
 
     def plan(self, inputs: Inputs, settings: Table) -> list[Trial]:
@@ -67,26 +79,28 @@ class Ablation:
         detectors = arms[DETECTORS]
         alone = detectors[: own.leave_one_out] if len(detectors) > 1 else []
         left_out = {f"{WITHOUT} {k}": [j for j in detectors if j != k] for k in alone}
-        replayed = list(cells(inputs, own.prompts_per_direction))
+        replayed = list(cells(inputs, inputs.found[self.name]["replayed"]))
+        quiet = list(cells(inputs, own.unsteered_prompts_per_direction))
         fresh = list(cells(_heldout(inputs), own.heldout_prompts_per_direction))
         return [
             *_replay(inputs, replayed, {**arms, **left_out}),
             *_replay(inputs, fresh, {STEERED: [], **arms}, HELDOUT),
+            *_unsteered(inputs, quiet, arms),
         ]
 
     def analyse(self, records: Records) -> Analysis:
-        arms = {
-            arm: [r.outcome for r in records.of(self.name, arm)]
-            for arm, _ in records.arms(self.name)
-        }
-        arms[STEERED] = [r.outcome for r in records.of("esr", STEERED)]
+        stored = {arm: list(records.of(self.name, arm)) for arm, _ in records.arms(self.name)}
+        stored[STEERED] = list(records.of("esr", STEERED))
+        arms = {arm: [r.outcome for r in each] for arm, each in stored.items()}
         samples = {s: contrasts(_sample(arms, s), STEERED, s) for s in ("", HELDOUT)}
+        quiet = contrasts(_sample(arms, ALONE), UNSTEERED, ALONE)
         compared = [
             (title, compare(a, b, measure))
             for each in samples.values()
             for title, a, b in each
             for measure in MEASURES
         ]
+        compared += [(title, compare(a, b, "first_score")) for title, a, b in quiet]
         sheets = [_adjusted(c, s) for s, c in samples.items() if c]
         alone = [
             arm
@@ -95,8 +109,27 @@ class Ablation:
         ]
         if alone:
             sheets.append(_left_out(arms, alone))
-        figure = forest("What clamping does to restarts", compared, "multi_attempt")
-        return Analysis(records.summaries(self.name), tuple(compared), tuple(sheets), figure)
+        figures = forest("What clamping does to restarts", compared, "multi_attempt")
+        broken = damage(stored, [*samples[""], *samples[HELDOUT]], quiet)
+        return Analysis(
+            records.summaries(self.name),
+            (*compared, *broken.comparisons),
+            (*sheets, *broken.sheets, *self._capped(records)),
+            (*figures, *broken.charts),
+        )
+
+    def _capped(self, records: Records) -> Iterator[Sheet]:
+        """Says so where fewer trials were replayed than the settings ask for."""
+        settings, found = records.finding(self.name)
+        asked = (settings or {}).get("prompts_per_direction", 0)
+        replayed = (found or {}).get("replayed", asked)
+        if replayed < asked:
+            yield Sheet(
+                "Questions per direction",
+                ("asked for", "replayed"),
+                ((asked, replayed),),
+                ("esr has no more: a trial without a twin there could not be compared",),
+            )
 
 
 # --- plan ------------------------------------------------------------------------------------
@@ -113,6 +146,18 @@ def _replay(
     ]
 
 
+def _unsteered(
+    inputs: Inputs, cells: Sequence[Cell], arms: Mapping[str, Sequence[int]]
+) -> list[Trial]:
+    """No push: an arm without any clamp, and each clamped set by itself."""
+    named = {UNSTEERED: [], **{arm + ALONE: latents for arm, latents in arms.items()}}
+    return [
+        trial("ablation", arm, inputs, cell, clamps_alone(inputs, latents, cell.direction))
+        for arm, latents in named.items()
+        for cell in cells
+    ]
+
+
 def _heldout(inputs: Inputs) -> Inputs:
     """The same directions with held-out questions, each without those it has to do with."""
     skip = inputs.found["ablation"]["skip"]
@@ -125,10 +170,11 @@ def _heldout(inputs: Inputs) -> Inputs:
 
 
 def _sample(arms: Mapping[str, list[Outcome]], sample: str) -> dict[str, list[Outcome]]:
-    """Arms of one sample, by their names without it."""
-    return {
-        a.removesuffix(HELDOUT): o for a, o in arms.items() if a.endswith(HELDOUT) == bool(sample)
-    }
+    """Arms of one sample, by their names without it. "": the replayed trials."""
+    if sample:
+        named = {a.removesuffix(sample): o for a, o in arms.items() if a.endswith(sample)}
+        return named | ({UNSTEERED: arms.get(UNSTEERED, [])} if sample == ALONE else {})
+    return {a: o for a, o in arms.items() if not a.endswith((HELDOUT, ALONE)) and a != UNSTEERED}
 
 
 def _adjusted(contrasts: Sequence[Contrast], sample: str) -> Sheet:

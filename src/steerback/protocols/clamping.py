@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from steerback.protocols.base import Inputs
+from steerback.protocols.base import Direction, Inputs
 from steerback.protocols.charts import Dots, Series
 from steerback.protocols.twins import paired
 from steerback.stats import Comparison, Outcome
@@ -33,8 +33,22 @@ def clamps(inputs: Inputs, latents: Sequence[int], add: Intervention) -> list[In
     after = inputs.found["matching"].get("clamp") == "after"
     kind: Kind = "clamp-after" if after else "clamp"
     held = [k for k in latents if not (after and (add.source, add.index) == (inputs.sae, k))]
-    where = "all" if add.positions == "all" else "generated"
+    where = _where(add.positions)
     return [Intervention(kind, inputs.sae, k, 0.0, add.layer, positions=where) for k in held]
+
+
+def clamps_alone(
+    inputs: Inputs, latents: Sequence[int], direction: Direction
+) -> list[Intervention]:
+    """The same where the direction would be added, without the push."""
+    where = _where(direction.positions)
+    return [
+        Intervention("clamp", inputs.sae, k, 0.0, direction.layer, positions=where) for k in latents
+    ]
+
+
+def _where(positions: str) -> str:
+    return "all" if positions == "all" else "generated"
 
 
 def contrasts(arms: Mapping[str, Sequence[Outcome]], base: str, sample: str = "") -> list[Contrast]:
