@@ -149,7 +149,11 @@ def _settings(prompts: int, keys: Iterable[str], unsteered: int) -> dict[str, di
         "esr": each,
         "detectors": {"auc_min": AUC},
         "matching": {"random_sets": sets},
-        "ablation": {**each, "heldout_prompts_per_direction": 0},
+        "ablation": {
+            **each,
+            "heldout_prompts_per_direction": 0,
+            "unsteered_prompts_per_direction": 0,
+        },
         "metaprompt": each,
     }
     return {name: known.get(name, {}) for name in with_needs(map(protocol_of, keys))}

@@ -89,8 +89,9 @@ class Ablation:
         ]
 
     def analyse(self, records: Records) -> Analysis:
-        stored = {arm: list(records.of(self.name, arm)) for arm, _ in records.arms(self.name)}
-        stored[STEERED] = list(records.of("esr", STEERED))
+        stored = {STEERED: list(records.of("esr", STEERED))} | {
+            arm: list(records.of(self.name, arm)) for arm, _ in records.arms(self.name)
+        }
         arms = {arm: [r.outcome for r in each] for arm, each in stored.items()}
         samples = {s: contrasts(_sample(arms, s), STEERED, s) for s in ("", HELDOUT)}
         quiet = contrasts(_sample(arms, ALONE), UNSTEERED, ALONE)
