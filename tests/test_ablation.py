@@ -28,7 +28,7 @@ from steerback.protocols.matching import Settings as Match
 from steerback.records import Records
 from steerback.run import run
 from steerback.standardise import difference_at_equal_first_score
-from steerback.stats import Outcome, compare
+from steerback.stats import Outcome, compare, points
 from steerback.store import Store
 from steerback.types import Generation, Trial
 
@@ -179,11 +179,12 @@ def test_the_effect_of_a_planted_detector_is_recovered(bench):
     assert multi["detectors, against steered"].pairs == 17 * 20
     (figure,) = analysis.charts
     assert dict(zip(figure.rows, figure.series[0].values, strict=True)) == {
-        title.partition(", against")[0]: c.difference for title, c in multi.items()
+        title.partition(", against")[0]: points(c.difference, c.measure)
+        for title, c in multi.items()
     }
     left_out = analysis.sheets[-1]
     assert left_out.rows[0][0] == world.DETECTOR
-    assert covers(left_out.rows[0][3], 0.5)
+    assert covers(left_out.rows[0][3], 50)
 
 
 def test_a_latent_that_only_tracks_has_no_effect(bench):

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from pydantic import ValidationError
 from report_runs import CONFIG, HOSTILE, WAIT, invented, judged, make_trial, say
 from scipy import stats as scipy_stats
@@ -28,7 +30,7 @@ from steerback.cli import app
 from steerback.errors import UserError
 from steerback.judge.segment import restarts
 from steerback.protocols.base import Analysis, Sheet
-from steerback.report import doses, published, strengths, transcripts, wording
+from steerback.report import doses, gallery, published, strengths, transcripts, wording
 from steerback.report.gather import gather
 from steerback.report.numbers import known_protocols
 from steerback.report.page import table, write_report
@@ -437,6 +439,32 @@ def test_figures_lie_beside_the_page_in_both_forms(run: Path, html: str) -> None
     assert drawn == {p.stem for p in folder.glob("*.png")}
     assert {"rates", "outcomes", "invented-funnel", "invented-calibration"} <= drawn
     assert all(f'id="figure-{name}"' in html for name in drawn)
+
+
+def test_texts_of_figures_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No label is cut off by the figure's edge, and no line break becomes a stand-in."""
+    cut, seen, kept = [], [], gallery.keep
+
+    def keep(figure: Figure, folder: Path, name: str, alt: str) -> Any:
+        made = kept(figure, folder, name, alt)
+        figure.draw_without_rendering()
+        for text in figure.findobj(Text):
+            # ticks beyond the ends of an axis exist and are not drawn
+            if text.get_visible() and re.search("[a-z]", text.get_text()):
+                box, edge = text.get_window_extent(), figure.bbox
+                seen.append(text.get_text())
+                if box.x0 < edge.x0 - 1 or box.x1 > edge.x1 + 1:
+                    cut.append((name, text.get_text()))
+        return made
+
+    monkeypatch.setattr(gallery, "keep", keep)
+    config = {"name": "a-run-with-a-name-of-some-length"}
+    for name in ("a", "b"):
+        invented(tmp_path / name, config=config)
+    write_report([tmp_path])
+    assert len(seen) > 50
+    assert not cut
+    assert not any("\ufffd" in text for text in seen if "steered" in text)
 
 
 def test_same_run_same_bytes(run: Path, html: str, tmp_path: Path) -> None:

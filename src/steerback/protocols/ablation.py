@@ -24,7 +24,7 @@ from steerback.protocols.esr import Settings as EsrSettings
 from steerback.protocols.twins import paired
 from steerback.records import Records
 from steerback.standardise import difference_at_equal_first_score
-from steerback.stats import Comparison, Outcome, compare, holm
+from steerback.stats import Comparison, Outcome, compare, holm, points
 from steerback.tomlfile import Table
 from steerback.types import Trial
 
@@ -179,10 +179,13 @@ def _sample(arms: Mapping[str, list[Outcome]], sample: str) -> dict[str, list[Ou
 
 
 def _adjusted(contrasts: Sequence[Contrast], sample: str) -> Sheet:
-    rows = tuple((title, difference_at_equal_first_score(a, b)) for title, a, b in contrasts)
+    rows = tuple(
+        (title, points(difference_at_equal_first_score(a, b), "multi_attempt"))
+        for title, a, b in contrasts
+    )
     return Sheet(
         f"Multi-attempt rate at equal first score{sample}",
-        ("arm", "difference"),
+        ("arm", "difference, points"),
         rows,
         (
             "each arm's rates within fifths of the first score, averaged over one mix of first scores",
@@ -197,12 +200,12 @@ def _left_out(arms: Mapping[str, Sequence[Outcome]], names: Sequence[str]) -> Sh
     ]
     adjusted = holm([c.p for c in results])
     rows = tuple(
-        (int(arm.split()[1]), c.a, c.b, c.difference, float(p))
+        (int(arm.split()[1]), 100 * c.a, 100 * c.b, points(c.difference, c.measure), float(p))
         for arm, c, p in zip(names, results, adjusted, strict=True)
     )
     return Sheet(
         "Detectors left out one at a time",
-        ("not clamped", "all clamped", "without it", "difference", "p (Holm)"),
+        ("not clamped", "all clamped, %", "without it, %", "difference, points", "p (Holm)"),
         rows,
         ("multi-attempt rates; a large difference: the others do not do what this one does",),
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from steerback.protocols.base import Direction, Inputs
 from steerback.protocols.charts import Dots, Series
 from steerback.protocols.twins import paired
-from steerback.stats import Comparison, Outcome
+from steerback.stats import Comparison, Outcome, points
 from steerback.types import Intervention, Kind
 
 DETECTORS, RANDOM = "detectors", "random set"
@@ -66,7 +66,7 @@ def forest(
 ) -> tuple[Dots, ...]:
     """A figure of the differences in one measure; none where there are none."""
     found = [
-        (what.partition(", against")[0], c.difference)
+        (what.partition(", against")[0], points(c.difference, measure))
         for what, c in compared
         if c.measure == measure
     ]
@@ -77,7 +77,7 @@ def forest(
         "far any clamp moves the rate; specific: detectors minus random sets."
     )
     rows, values = zip(*found, strict=True)
-    return (Dots(title, caption, "difference in rate", rows, (Series(measure, values),), mark=0.0),)
+    return (Dots(title, caption, "difference, points", rows, (Series(measure, values),), mark=0.0),)
 
 
 def _every(arms: Mapping[str, Sequence[Outcome]], base: str, sample: str) -> Iterator[Contrast]:

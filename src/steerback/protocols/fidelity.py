@@ -13,8 +13,9 @@ from steerback.errors import UserError
 from steerback.protocols.base import Analysis, Cell, Inputs, Sheet, cells, trial
 from steerback.protocols.bench import Bench
 from steerback.records import Records
-from steerback.stats import Comparison, Outcome, compare, holm, summarise
+from steerback.stats import Comparison, Outcome, compare, holm, points, summarise
 from steerback.stats.effects import welch
+from steerback.stats.measures import scale
 from steerback.switches import ABOUT, IN_ENGINE, SWITCHES, Switch
 from steerback.tomlfile import Table
 from steerback.types import Trial
@@ -166,20 +167,23 @@ def _meet(a: Sequence[Outcome], b: Sequence[Outcome]) -> bool:
 def _verdicts(compared: Sequence[tuple[str, Comparison]]) -> Sheet:
     rows = []
     for measure in TESTED:
+        by = scale(measure)
         own = [(what, c) for what, c in compared if c.measure == measure]
         for (what, c), p in zip(own, holm([c.p for _, c in own]), strict=True):
             arm = what.removesuffix(f", against {STEERED}")
             moves = "moves it" if p < LEVEL else "no sign that it does"
-            rows.append((arm, measure, c.a, c.b, c.difference, float(p), moves))
+            rows.append(
+                (arm, measure, by * c.a, by * c.b, points(c.difference, measure), float(p), moves)
+            )
     meanings = [f"{s}: {ABOUT[s]}" for s in SWITCHES if any(r[0] == s for r in rows)]
     return Sheet(
         "Which ways of the published code move the rate",
-        ("way", "measure", "clean", "with it", "difference", "p (Holm)", f"at {LEVEL:g}"),
+        ("way", "measure", "clean", "with it", "difference, points", "p (Holm)", f"at {LEVEL:g}"),
         tuple(rows),
         (
             *meanings,
-            "pairs of one latent, question and seed; a way without a sign may still move it by less "
-            "than its interval is wide",
+            "rates in per cent; pairs of one latent, question and seed; a way without a sign may still "
+            "move it by less than its interval is wide",
         ),
     )
 

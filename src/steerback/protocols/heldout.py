@@ -16,7 +16,7 @@ from steerback.protocols.base import Analysis, Continued, Entry, Inputs, Sheet, 
 from steerback.protocols.bench import Bench
 from steerback.records import Records
 from steerback.shelf import Shelf, ShelfBench, shelve, unshelve
-from steerback.stats import Outcome
+from steerback.stats import Outcome, points
 from steerback.tomlfile import Table
 from steerback.types import Trial
 
@@ -157,7 +157,15 @@ def _differences(records: Records, shelf: Records, names: list[str]) -> Iterator
             said = replication.verdict(a, b)
             counts[said] += 1
             if said != replication.OPEN:
-                rows.append((name, *key, a.difference, b.difference, said))
+                rows.append(
+                    (
+                        name,
+                        *key,
+                        points(a.difference, a.measure),
+                        points(b.difference, b.measure),
+                        said,
+                    )
+                )
     if counts:
         yield Sheet(
             "Which differences replicate?",
@@ -165,8 +173,8 @@ def _differences(records: Records, shelf: Records, names: list[str]) -> Iterator
                 "protocol",
                 "comparison",
                 "measure",
-                "difference",
-                "held out",
+                "difference, points",
+                "held out, points",
                 "held-out questions say",
             ),
             tuple(rows),
@@ -184,16 +192,14 @@ def _rates(records: Records, shelf: Records, names: list[str]) -> Iterator[Sheet
         for arm, _ in shelf.arms(name):
             a, b = (_outcomes(r, name, arm) for r in (records, shelf))
             if a and b:
-                gaps = [replication.difference(a, b, m) for m in MEASURES]
+                gaps = [points(replication.difference(a, b, m), m) for m in MEASURES]
                 rows.append((name, arm, len(a), len(b), *gaps))
     if rows:
         yield Sheet(
             "Held out minus first",
             ("protocol", "arm", "trials", "held out", *(f"difference of {m}" for m in MEASURES)),
             tuple(rows),
-            (
-                "rates as parts of 1, scores in points; intervals resample directions in both samples",
-            ),
+            ("all differences in points; intervals resample directions in both samples",),
         )
 
 

@@ -78,9 +78,19 @@ def canvas(height: float) -> Iterator[Figure]:
         yield Figure(figsize=(WIDTH, height), layout="constrained")
 
 
+def fit(figure: Figure) -> None:
+    """Let labels of x axes that would leave the figure at its right end where the axes do."""
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        label = axes.xaxis.label
+        if label.get_window_extent().x1 > figure.bbox.x1:
+            label.set(x=1, horizontalalignment="right")
+
+
 def keep(figure: Figure, folder: Path, name: str, alt: str) -> Markup:
     """Write NAME.svg and NAME.png into `folder`; the SVG to be put into the page."""
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+        fit(figure)
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
         figure.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})

@@ -167,22 +167,26 @@ OUTCOMES = (
 
 
 def outcomes(fig: Figure, summaries: Sequence[Summary]) -> None:
-    """Shares of the three outcomes, a bar per arm."""
+    """Shares of the three outcomes, a bar per arm under its name; the degraded share behind it."""
     axes = fig.subplots()
     for y, s in enumerate(summaries):
         left = 0.0
         for name, colour, _, hatch in OUTCOMES:
             share = 100 * getattr(s, name).rate
             axes.barh(
-                y, share, left=left, color=colour, hatch=hatch, edgecolor=PAPER, lw=0.6, height=0.62
+                y, share, left=left, color=colour, hatch=hatch, edgecolor=PAPER, lw=0.6, height=0.4
             )
-            if share >= 8:
+            if name == "degraded_scored":
+                axes.text(101.5, y, f"{share:.1f}", color=MUTED, va="center", fontsize=8)
+            elif share >= 8:
                 _on_bar(axes, left + share / 2, y, f"{share:.0f}")
             left += share
-    names = [short(f"{s.model}\n{s.protocol}, {s.arm}", 60) for s in summaries]
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(0, 100)
+        name = short(f"{s.model}: {s.protocol}, {s.arm}", 66)
+        axes.text(0, y - 0.27, name, va="bottom", fontsize=8)
+    axes.set_yticks([])
+    axes.set_ylim(len(summaries) - 0.6, -0.8)
+    axes.set_xlim(0, 110)
+    axes.set_xticks(range(0, 101, 25))
     axes.set_xlabel("per cent of scored trials")
     axes.grid(visible=False)
     _legend(fig, [(colour, "s", text) for _, colour, text, _ in OUTCOMES])

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from steerback.protocols.base import Entry, TrialKey
 from steerback.stats import Comparison, Mean, Summary
+from steerback.stats.measures import scale
 from steerback.types import Rate
 
 DASH = "–"
@@ -128,11 +129,11 @@ MEASURES = (
 
 def comparison(c: Comparison) -> dict[str, Cell]:
     """Cells of one row of a table of comparisons."""
-    scale = 1 if "score" in c.measure else 100
+    by = scale(c.measure)
     return {
-        "a": Cell(number(scale * c.a)),
-        "b": Cell(number(scale * c.b)),
-        "difference": cell(c.difference, scale, signed=True),
+        "a": Cell(number(by * c.a)),
+        "b": Cell(number(by * c.b)),
+        "difference": cell(c.difference, by, signed=True),
         "ratio": entry(c.ratio),
         "p": Cell(DASH if math.isnan(c.p) else "< 0.001" if c.p < 0.001 else f"{c.p:.3f}"),
     }

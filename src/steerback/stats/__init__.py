@@ -16,7 +16,7 @@ from steerback.stats.effects import (
     wilcoxon,
 )
 from steerback.stats.intervals import bootstrap_rate, cluster_rate, wilson
-from steerback.stats.measures import MEASURES
+from steerback.stats.measures import MEASURES, points
 from steerback.stats.outcomes import Cutoffs, Outcome, is_degraded, outcome
 from steerback.stats.paired import Comparison, compare
 from steerback.stats.power import Design, Power, power
@@ -49,6 +49,7 @@ __all__ = [
     "one_sided",
     "outcome",
     "paired_t",
+    "points",
     "power",
     "summarise",
     "welch",

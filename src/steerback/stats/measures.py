@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steerback.errors import UserError, nearest
+from steerback.stats.bootstrap import Mean
 from steerback.stats.outcomes import Outcome
 
 Floats = NDArray[np.float64]
@@ -62,3 +63,15 @@ def measure(name: str) -> Measure:
     if name not in MEASURES:
         raise UserError(f"unknown measure {name!r}; {nearest(name, MEASURES)}")
     return MEASURES[name]
+
+
+def scale(name: str) -> float:
+    """What brings a measure to a scale of 100: scores are on it, rates and events of any name not."""
+    return 100.0 if name not in MEASURES or MEASURES[name].is_rate else 1.0
+
+
+def points(difference: Mean, name: str) -> Mean:
+    """A difference of a measure in points: percentage points of a rate, points of a score."""
+    by = scale(name)
+    value, low, high = (by * x for x in (difference.value, difference.low, difference.high))
+    return replace(difference, value=value, low=low, high=high)
