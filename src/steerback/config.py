@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from steerback.memory import Quantize
 from steerback.search import Method, SearchSettings
@@ -159,7 +159,7 @@ class DirectionsConfig(Table):
 
     @field_validator("indices")
     @classmethod
-    def _each_once(cls, value: list[int]) -> list[int]:
+    def _distinct(cls, value: list[int]) -> list[int]:
         if any(i < 0 for i in value) or len(set(value)) < len(value):
             raise ValueError("it should hold different numbers from 0 on")
         return value
@@ -213,6 +213,14 @@ class CalibrationConfig(Table):
         description="bisection: as published. dose-response: fits a curve to all scores; closer to "
         "the target at the same cost.",
     )
+
+    @field_validator("upper")
+    @classmethod
+    def _above_the_mean(cls, value: float, info: ValidationInfo) -> float:
+        mean = info.data.get("mean", value)
+        if value < mean:
+            raise ValueError(f"it should be at least the mean of the prior, {mean:g}")
+        return value
 
     def settings(self) -> SearchSettings:
         """As the search takes it."""
@@ -297,6 +305,14 @@ class RunConfig(Table):
     settings: dict[str, dict[str, Any]] = Field(
         default={}, description="One table per protocol, with its own settings."
     )
+
+    @field_validator("protocols")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        twice = [name for name in dict.fromkeys(value) if value.count(name) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]!r} is there more than once; name each once")
+        return value
 
     @property
     def place(self) -> Path:

@@ -32,7 +32,7 @@ class Terminal(Ui):
 
     def stage(self, title: str) -> None:
         self._stop()
-        self.console.print(f"[bold]{title}[/bold]")
+        self.console.print(title, style="bold", markup=False)
 
     def say(self, line: str) -> None:
         self._stop()

@@ -21,10 +21,10 @@ from steerback.engine.shared import SharedEngine
 from steerback.errors import UserError
 from steerback.judge import rest, thirds
 from steerback.judge.base import Judge
-from steerback.judge.registry import make_judge
+from steerback.judge.registry import check_prompt, make_judge, runs_a_model
 from steerback.labels import Label, read_labels
 from steerback.labels import digest as labels_digest
-from steerback.prompts import load_prompts
+from steerback.prompts import PromptSet, load_prompts
 from steerback.sae import Source, load_sae
 from steerback.sae.source import hash_files
 from steerback.store import Store
@@ -69,20 +69,16 @@ class Lab:
         """Load everything that `config` names; what it turned out to be goes to the provenance."""
         ui.stage(f"loading {config.model.source}")
         prompts = load_prompts(config.prompts)
+        refuse_few(prompts)
+        check_prompt(config.judging.prompt)
+        towards: dict[str, str] = {}
+        # one that does not run here comes first: a missing key shows before a model is loaded
+        judge = None
+        if not runs_a_model(config.judge):
+            judge = _judge(config, store, None, towards)
         engine, hashes = load_engine(config, config.model.slots)
         refuse_impossible(config, engine, prompts.questions)
-        towards: dict[str, str] = {}
-        judge = make_judge(
-            config.judge,
-            engine=engine,
-            labels=towards,
-            prompt=config.judging.prompt,
-            mode=config.judging.mode,
-            cap=config.judging.calls,
-            base_url=config.judging.base_url,
-            connections=config.judging.connections,
-            cache=store.folder / JUDGE_CACHE,
-        )
+        judge = judge or _judge(config, store, engine, towards)
         facts = {
             **hashes,
             "prompts": {
@@ -204,6 +200,23 @@ class Lab:
         return verdict.attempts[0].score
 
 
+def _judge(
+    config: RunConfig, store: Store, engine: SharedEngine | None, towards: dict[str, str]
+) -> Judge:
+    store.spare |= {JUDGE_CACHE, f"{JUDGE_CACHE}-wal", f"{JUDGE_CACHE}-shm"}
+    return make_judge(
+        config.judge,
+        engine=engine,
+        labels=towards,
+        prompt=config.judging.prompt,
+        mode=config.judging.mode,
+        cap=config.judging.calls,
+        base_url=config.judging.base_url,
+        connections=config.judging.connections,
+        cache=store.folder / JUDGE_CACHE,
+    )
+
+
 def _say_moved(store: Store, now: str, ui: Ui) -> None:
     """A run may go on with another engine; it is said, since logits differ in their last bits."""
     before = {str(s.facts["engine"]) for s in store.sessions() if s.facts.get("engine")}
@@ -234,13 +247,26 @@ def refuse_changed(store: Store, facts: dict[str, Any]) -> None:
                 )
 
 
+def refuse_few(prompts: PromptSet) -> None:
+    """Raises UserError where there are no other questions to verify a strength on."""
+    if len(prompts.questions) < 2:
+        raise UserError(
+            f"prompts: {prompts.name} holds one question, and strengths are verified on others; "
+            "use 2 or more"
+        )
+
+
 def refuse_impossible(config: RunConfig, engine: SharedEngine, questions: Sequence[str]) -> None:
     """Raises UserError, before anything is made, for layers, latents and lengths that the model or
     its SAE does not have."""
     engine.check_layer(config.model.steer_layer, "model.steer_layer")
-    engine.check_layer(config.readout_layer, "model.readout_layer")
+    read_at = "sae.layer" if config.model.readout_layer is None else "model.readout_layer"
+    engine.check_layer(config.readout_layer, read_at)
     steered = VECTORS if config.directions.vectors else SOURCE
-    engine.sources[steered].directions(config.directions.indices)
+    source = engine.sources[steered]
+    source.directions(config.directions.indices)
+    if isinstance(source, VectorSet):
+        source.check_lengths(config.directions.indices or range(source.n))
     for question in questions:
         engine.check(
             Trial(
@@ -311,7 +337,12 @@ def labels_of(config: RunConfig) -> dict[int, Label]:
     """Labels of the latents: the file that is named, or the organism's own."""
     if config.directions.labels:
         return read_labels(config.directions.labels, config.directions.labels_sha256)
-    kind, _, name = config.sae.spec.partition(":")
+    return own_labels(config.sae.spec)
+
+
+def own_labels(sae: str) -> dict[int, Label]:
+    """Labels that come with a packaged organism's SAE; none for any other."""
+    kind, _, name = sae.partition(":")
     return read_labels(organism.sae_path(name) / "labels.csv") if kind == "organism" else {}
 
 

@@ -176,7 +176,7 @@ def _parse(place: Path, data: bytes) -> dict[int, Label]:
 
 def _csv(place: Path, text: str) -> Iterator[tuple[int, Label]]:
     try:
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
         raise UserError(f"{place}: cannot be read as a CSV file of labels ({error})") from None
     if not rows or not {"index_in_sae", "label"} <= set(rows[0]):
@@ -187,11 +187,19 @@ def _csv(place: Path, text: str) -> Iterator[tuple[int, Label]]:
 
 
 def _row(place: Path, line: int, row: Mapping[str, str]) -> tuple[int, Label]:
+    rated = row.get("concreteness")
+    index = _number(place, line, "index_in_sae", row["index_in_sae"], int, "a whole number")
+    rating = _number(place, line, "concreteness", rated, float, "a number") if rated else None
+    return int(index), Label(row["label"] or "", rating)
+
+
+def _number(
+    place: Path, line: int, column: str, said: str | None, kind: type[float], what: str
+) -> float:
     try:
-        rated = row.get("concreteness")
-        return int(row["index_in_sae"]), Label(row["label"] or "", float(rated) if rated else None)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{place}, line {line}: {error}; index_in_sae is a whole number") from None
+        return kind(said or "")
+    except ValueError:
+        raise UserError(f"{place}, line {line}: {column} is {said!r}; write {what}") from None
 
 
 def _json(place: Path, text: str) -> Iterator[tuple[int, Label]]:

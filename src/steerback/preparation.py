@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steerback import latents
+from steerback import latents, shortfall
 from steerback.calibrate import Calibrator, Outcome, PromptPlan, calibration_key
 from steerback.config import halved
 from steerback.engine.base import Pair
@@ -33,6 +33,8 @@ def prepare(lab: Lab) -> Inputs:
     chosen = choose(lab)
     measure_norm(lab)
     directions = calibrate(lab, [_direction(lab, c) for c in chosen])
+    if not directions:
+        raise shortfall.unreached(lab)
     return Inputs(
         model=lab.config.model.name,
         seed=lab.config.seed,
@@ -66,6 +68,7 @@ def choose(lab: Lab) -> list[Chosen]:
     if stored is None:
         lab.ui.stage("choosing latents")
         chosen, funnel = _chosen(lab)
+        shortfall.check_count(lab, len(chosen), funnel)
         stored = latents.as_json(chosen)
         lab.store.put_artifact("latents", stored)
         lab.store.put_artifact("funnel", funnel.as_json())
@@ -134,6 +137,7 @@ def _given(lab: Lab) -> tuple[list[Chosen], latents.Funnel]:
 
 def _drawn(lab: Lab) -> tuple[list[Chosen], latents.Funnel]:
     wanted = lab.config.directions
+    shortfall.say_unknown(lab)
     rules = latents.Rules(
         wanted.count, wanted.concreteness_min, lab.config.relevance, wanted.scope, lab.config.seed
     )
@@ -186,7 +190,9 @@ def calibrate(lab: Lab, directions: Sequence[Direction]) -> list[Direction]:
     open_ones = [d for d in directions if lab.store.get_calibration(keys[d.id]) is None]
     if open_ones:
         lab.ui.stage(f"finding the strength of {len(open_ones)} directions")
-        _remember(lab, *_search(lab, open_ones, keys, sampling))
+        searched = _search(lab, open_ones, keys, sampling)
+        shortfall.refuse_unscored(lab)
+        _remember(lab, *searched)
     found = [(d, lab.store.get_calibration(keys[d.id])) for d in directions]
     reached = [
         replace(d, strength=c.strength, sd=c.posterior_sd)

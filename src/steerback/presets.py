@@ -88,11 +88,17 @@ def from_anywhere(
 
 
 def start(
-    model: str, protocols: Registry, *, sae: str = "", layer: int = -1, sae_layer: int = -1
+    model: str,
+    protocols: Registry,
+    *,
+    sae: str = "",
+    layer: int | None = None,
+    sae_layer: int | None = None,
 ) -> RunConfig:
-    """What `steerback init` writes. A negative layer is one that was not given."""
+    """What `steerback init` writes."""
     known = find_preset(model)
-    given = {"--sae": bool(sae), "--layer": layer >= 0, "--sae-layer": sae_layer >= 0}
+    given = {"--sae": bool(sae), "--layer": layer is not None}
+    given["--sae-layer"] = sae_layer is not None
     if known is not None:
         extra = [option for option, yes in given.items() if yes]
         if extra:
@@ -104,13 +110,12 @@ def start(
     missing = [option for option in ("--sae", "--layer") if not given[option]]
     if missing == ["--sae", "--layer"] and not _is_elsewhere({}, model):
         raise UserError(f"unknown model {model!r}; {nearest(model, presets())}")
-    if missing:
+    if layer is None or missing:
         raise UserError(
             f"{model!r} is no preset, so {' and '.join(missing)} must be given "
             "(`steerback models` lists the presets)"
         )
-    other = sae_layer if sae_layer >= 0 else None
-    return from_anywhere(model, sae, layer, protocols, sae_layer=other)
+    return from_anywhere(model, sae, layer, protocols, sae_layer=sae_layer)
 
 
 # Files
@@ -167,6 +172,12 @@ def _resolve(document: Document, protocols: Registry | None) -> RunConfig:
         config = RunConfig.model_validate(document.data)
     except ValidationError as error:
         raise tomlfile.explain(error, RunConfig, document) from None
+    if not config.folder and not _plain(config.name):
+        raise document.error(
+            ("name",),
+            f"name is {config.name!r}, which is no plain file name, and the folder is called after "
+            "it; choose another or set `folder`",
+        )
     if protocols is None:
         return config
     _check_names(config, protocols, document)
@@ -175,6 +186,12 @@ def _resolve(document: Document, protocols: Registry | None) -> RunConfig:
         for name in config.protocols
     }
     return config.model_copy(update={"settings": settings})
+
+
+def _plain(name: str) -> bool:
+    """Whether a folder below runs/ may be called so."""
+    strange = set("/\\") | {chr(c) for c in range(32)}
+    return name not in (".", "..") and not strange & set(name)
 
 
 def _check_names(config: RunConfig, known: Registry, document: Document) -> None:

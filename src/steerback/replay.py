@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from steerback.config import RunConfig
 from steerback.errors import UserError
 from steerback.lab import load_engine
+from steerback.report.numbers import config_of
 from steerback.store import Store
 from steerback.types import Generation, Trial
 
@@ -47,9 +47,7 @@ def replay(folder: Path, key: str) -> Replay:
     """
     with Store.open(folder, mode="ro") as store:
         trial, stored = _find(store, key)
-        if not store.config:
-            raise UserError(f"{folder}: no configuration is stored, so its model is not known")
-        config = RunConfig.model_validate(store.config)
+        config = config_of(store)
         engine, facts = load_engine(config, slots=1)
         norm = store.get_artifact("residual_norm")
         if norm is not None:

@@ -80,17 +80,20 @@ class Store:
         self._guard = threading.RLock()
         self._session = 0
         self._made: list[Path] = []
+        self.spare: set[str] = set()
+        """Names of files beside the run's that are worth nothing while it is empty."""
 
     @classmethod
     def open(
         cls,
         folder: str | Path,
         config: Mapping[str, Any] | None = None,
-        mode: Literal["rw", "ro"] = "rw",
+        mode: Literal["rw", "ro", "extend"] = "rw",
         free: Collection[str] = (),
         facts: Mapping[str, Any] | None = None,
     ) -> Store:
-        """The run in `folder`, made if there is none and the mode is rw.
+        """The run in `folder`, made if there is none and the mode is rw; `extend` writes to a run that
+        is there, and touches nothing where there is none.
 
         `config` is the resolved configuration as JSON values. A run made with another one is
         refused, except that dotted keys in `free` may change. `facts` are added to the session's
@@ -100,6 +103,8 @@ class Store:
         place = Path(folder)
         if mode == "ro":
             return cls(place, open_reader(place), None)
+        if mode == "extend":
+            open_reader(place).close()
         made = [p for p in (place, *place.parents) if not p.exists()]
         try:
             place.mkdir(parents=True, exist_ok=True)
@@ -152,7 +157,7 @@ class Store:
     def _unmake(self) -> None:
         """Takes back the folders that opening made, unless something else lies in them by now."""
         files = list(self.folder.iterdir())
-        if any(f.name not in (FILE, LOCK) for f in files):
+        if any(f.name not in (FILE, LOCK, *self.spare) for f in files):
             return
         with suppress(OSError):  # another process is quicker: what it made stays
             for file in files:

@@ -22,6 +22,8 @@ else:
     import tomli as tomllib
 
 Loc = tuple[str | int, ...]
+EMPTY = ("too_short", "string_too_short")
+"""Errors of the fields that must hold at least one of what they hold."""
 
 
 class Table(BaseModel):
@@ -133,6 +135,11 @@ def _problem(error: dict[str, Any], model: type[BaseModel], at: Loc) -> str:
         return f"key {name} is missing: {field.description}"
     if kind == "literal_error":
         return f"{name} is {given!r}; allowed: {error['ctx']['expected']}"
+    if kind == "string_pattern_mismatch":
+        field = _model_at(model, loc[:-1]).model_fields[loc[-1]]
+        return f"{name} is {_short(given)}; allowed: {field.description}"
+    if kind in EMPTY and error["ctx"]["min_length"] == 1:
+        return f"{name} is {_short(given)}; it should not be empty"
     wish = str(error["msg"]).removeprefix("Value error, ").replace("Input should", "it should")
     return f"{name} is {_short(given)}; {wish}" if name else wish
 

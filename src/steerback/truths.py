@@ -15,6 +15,7 @@ from rich.table import Table as Grid
 from steerback import protocols, tomlfile
 from steerback.errors import UserError
 from steerback.protocols.base import Analysis
+from steerback.report.numbers import config_of
 from steerback.run import analyse
 from steerback.stats import Mean
 from steerback.store import Store
@@ -86,15 +87,15 @@ def answers(organism: str, found: Mapping[str, Analysis]) -> list[Answer]:
 def answers_of(folder: Path) -> list[Answer]:
     """Of a stored run. UserError: nothing is known of its model."""
     with Store.open(folder, mode="ro") as store:
-        config = store.config
-        organism = str(config["model"]["name"]).removeprefix("organism-")
+        config = config_of(store)
+        organism = config.model.name.removeprefix("organism-")
         wanted = {t.protocol for t in truths() if t.organism == organism}
         if not wanted:
             known = ", ".join(sorted({t.organism for t in truths()}))
             raise UserError(
                 f"{folder}: nothing is known of {organism!r}; runs of {known} have truths"
             )
-        ran = protocols.with_needs(config["protocols"])
+        ran = protocols.with_needs(config.protocols)
         return answers(organism, analyse(store, [n for n in ran if n in wanted]))
 
 
@@ -137,7 +138,7 @@ def interval(answer: Answer) -> str:
         return "-"
     digits = 1 if "score" in answer.truth.measure else 3
     low, high = (f"{x:.{digits}f}" for x in (answer.low, answer.high))
-    return f"{answer.value:.{digits}f} \\[{low}, {high}]"
+    return f"{answer.value:.{digits}f} [{low}, {high}]"
 
 
 def count(found: Iterable[Answer]) -> str:

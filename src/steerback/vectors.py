@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from steerback.errors import UserError
@@ -74,7 +74,8 @@ class VectorSet:
             "labels": canonical_json(list(self.labels)),
             "provenance": canonical_json(self.provenance),
         }
-        save_file({"vectors": vectors.contiguous()}, str(path), metadata)
+        # save_file would make a file that nobody else may read
+        Path(path).write_bytes(save({"vectors": vectors.contiguous()}, metadata))
 
     def directions(self, indices: Sequence[int]) -> Tensor:
         """[len(indices), d_model] float32 on the CPU, any order, repeats allowed."""
@@ -96,6 +97,16 @@ class VectorSet:
     def check_width(self, d_model: int) -> None:
         """Raises UserError unless the model's residual stream has the vectors' width."""
         check_width("vector set", self, d_model)
+
+    def check_lengths(self, indices: Sequence[int]) -> None:
+        """Raises UserError for a vector that cannot be steered with: of length 0, or not finite."""
+        norms = self.directions(indices).norm(dim=1).tolist()
+        for index, norm in zip(indices, norms, strict=True):
+            if not 0 < norm < float("inf"):
+                raise UserError(
+                    f"{self._where}: vector {index} has the length {norm:g}; name the others "
+                    "in directions.indices, or make it anew"
+                )
 
     def content_hash(self) -> str:
         """SHA-256 of the file, or of the vectors where there is none."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from steerback.commands.options import JsonFlag, out
+from steerback.errors import UserError
 
 app = typer.Typer()
 
@@ -19,8 +21,12 @@ def steer(
     strength: Annotated[float, typer.Option(help="Steering strength.")],
     unit: Annotated[str, typer.Option(help="raw or resid (median residual norms).")] = "raw",
     sae: Annotated[str, typer.Option(help="SAE, where the model is no preset.")] = "",
-    layer: Annotated[int, typer.Option(help="Layer to steer; -1: the preset's.")] = -1,
-    readout_layer: Annotated[int, typer.Option(help="Layer that is read; -1: the SAE's.")] = -1,
+    layer: Annotated[
+        int | None, typer.Option(min=0, help="Layer to steer; else the preset's.")
+    ] = None,
+    readout_layer: Annotated[
+        int | None, typer.Option(min=0, help="Layer that is read; else the SAE's.")
+    ] = None,
     positions: Annotated[str, typer.Option(help="generated, all or from:N.")] = "generated",
     watch: Annotated[list[int], typer.Option(help="Latents to watch besides.")] = [],  # noqa: B006
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
@@ -46,8 +52,8 @@ def steer(
         strength=strength,
         unit=unit,
         sae=sae,
-        layer=None if layer < 0 else layer,
-        readout_layer=None if readout_layer < 0 else readout_layer,
+        layer=layer,
+        readout_layer=readout_layer,
         positions=positions,
         watch=tuple(watch),
         seed=seed,
@@ -63,8 +69,8 @@ def steer(
 
 @app.command()
 def power(
-    before: Annotated[float, typer.Argument(help="Rate without the change, 0-1.")],
-    after: Annotated[float, typer.Argument(help="Rate with it, 0-1.")],
+    before: Annotated[float, typer.Argument(help="Rate without the change, above 0 and below 1.")],
+    after: Annotated[float, typer.Argument(help="Rate with it, above 0 and below 1.")],
     icc: Annotated[float, typer.Option(help="Intraclass correlation of a latent's trials.")] = 0.1,
     pair_correlation: Annotated[
         float, typer.Option(help="Correlation of the two trials of a pair, given the latent.")
@@ -78,6 +84,11 @@ def power(
     from steerback.console import power_table
     from steerback.stats import power as simulate
 
+    for name, rate in (("BEFORE", before), ("AFTER", after)):
+        if not 0 < rate < 1:
+            raise UserError(f"{name} is {rate:g}; give a rate above 0 and below 1, such as 0.3")
+    if before == after:
+        raise UserError(f"BEFORE and AFTER are both {before:g}: there is no change to see")
     found = simulate(before, after, icc=icc, pair_correlation=pair_correlation, target=target)
     out.print_json(data=asdict(found)) if as_json else out.print(power_table(found))
 
@@ -88,7 +99,7 @@ def doctor() -> None:
     from steerback.doctor import checks
 
     for check in checks():
-        mark = "[green]ok [/green]" if check.ok else "[yellow]-- [/yellow]"
-        out.print(f"{mark} {check.what}: {check.found}")
+        mark = Text("ok ", "green") if check.ok else Text("-- ", "yellow")
+        out.print(mark.append(f" {check.what}: {check.found}"))
         if check.remedy:
-            out.print(f"     {check.remedy}", style="dim")
+            out.print(f"     {check.remedy}", style="dim", soft_wrap=True)

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# brackets and colons in names, paths and answers are text
+out = Console(highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
 MadeFolder = Annotated[

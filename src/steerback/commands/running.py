@@ -20,6 +20,7 @@ from steerback.commands.options import (
     out,
 )
 from steerback.errors import UserError
+from steerback.outfile import refuse_taken, written
 
 app = typer.Typer()
 
@@ -177,25 +178,28 @@ def init(
         Path | None, typer.Option("--to", help="File to write; else standard output.")
     ] = None,
     sae: Annotated[str, typer.Option(help="SAE, where the model is no preset.")] = "",
-    layer: Annotated[int, typer.Option(help="Layer to steer, where it is no preset.")] = -1,
+    layer: Annotated[
+        int | None, typer.Option(min=0, help="Layer to steer, where it is no preset.")
+    ] = None,
     sae_layer: Annotated[
-        int, typer.Option(help="Layer that the SAE was trained on; -1: the steered one.")
-    ] = -1,
+        int | None, typer.Option(min=0, help="Layer the SAE was trained on; else the steered one.")
+    ] = None,
 ) -> None:
     """Write a commented configuration for a model."""
     from steerback import protocols
     from steerback.presets import dump_commented, start
 
+    if to is not None:
+        refuse_taken(to)
     known = protocols.settings()
     config = start(model, known, sae=sae, layer=layer, sae_layer=sae_layer)
     text = dump_commented(config, known)
     if to is None:
         typer.echo(text)
-    elif to.exists():
-        raise UserError(f"{to} exists; choose another name or delete it first")
-    else:
+        return
+    with written(to):
         to.write_text(text, encoding="utf-8")
-        out.print(f"wrote {to}; run it with: steerback run {to}", soft_wrap=True)
+    out.print(f"wrote {to}; run it with: steerback run {to}", soft_wrap=True)
 
 
 @app.command()

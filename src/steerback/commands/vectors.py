@@ -10,6 +10,7 @@ from rich.table import Table
 
 from steerback.commands.options import out
 from steerback.errors import UserError, nearest
+from steerback.outfile import refuse_taken, written
 
 if TYPE_CHECKING:
     from steerback.contrast import Method
@@ -29,15 +30,16 @@ def vectors_make(
     ] = "organism",
     method: Annotated[str, typer.Option(help="means, whitened or pca.")] = "means",
     random: Annotated[int, typer.Option(min=0, help="Random directions besides.")] = 0,
-    layer: Annotated[int, typer.Option(help="Layer that is read; -1: the steer layer.")] = -1,
+    layer: Annotated[
+        int | None, typer.Option(min=0, help="Layer that is read; else the steer layer.")
+    ] = None,
     neighbours: Annotated[int, typer.Option(min=1, help="Nearest latents that are noted.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random ones.")] = 0,
 ) -> None:
     """Make directions from texts that differ in one thing, with the SAE latents nearest to each."""
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}; {nearest(method, METHODS)}")
-    if to.exists():
-        raise UserError(f"{to} exists; choose another name or delete it first")
+    refuse_taken(to)
     from steerback import contrast
     from steerback.lab import SOURCE, load_engine
     from steerback.presets import from_preset
@@ -47,7 +49,7 @@ def vectors_make(
     engine, facts = load_engine(config, config.model.slots)
     made = contrast.make(
         engine,
-        config.model.steer_layer if layer < 0 else layer,
+        config.model.steer_layer if layer is None else layer,
         contrasts,
         method=cast("Method", method),
         random_ones=random,
@@ -55,10 +57,8 @@ def vectors_make(
         provenance={"texts": texts, "model_hash": facts["model_hash"], "sae": config.sae.spec},
     )
     made.provenance["nearest"] = contrast.nearest(made, engine, SOURCE, neighbours)
-    try:
+    with written(to):
         made.save(to)
-    except OSError as error:
-        raise UserError(f"{to}: cannot be written ({error.strerror or error})") from None
     out.print(listing(made))
     out.print(f'wrote {to}; steer with it: [directions] vectors = "{to}"', markup=False)
 
@@ -70,6 +70,11 @@ def vectors_show(file: Annotated[Path, typer.Argument(help="File of vectors.")])
 
     found = VectorSet.load(file)
     out.print(listing(found))
+    if not found.provenance:
+        out.print(
+            f"{found.n:,} vectors of width {found.d_model:,}; the file does not say how they were made",
+            soft_wrap=True,
+        )
     for key, value in sorted(found.provenance.items()):
         if key not in ("nearest", "separations"):
             out.print(f"{key}: {value}", markup=False, soft_wrap=True)

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from steerback.config import JudgingConfig, RunConfig
+from steerback.config import JudgingConfig
 from steerback.crossjudge import agreement
 from steerback.crossjudge.regrade import Wanted, blank_sheet, estimate, judging, labels_of, regrade
 from steerback.engine.base import Engine
@@ -20,8 +19,8 @@ from steerback.errors import UserError
 from steerback.judge.base import Judge
 from steerback.judge.registry import make_judge
 from steerback.lab import JUDGE_CACHE, load_engine
-from steerback.protocols.base import Analysis, Entry, TrialKey
-from steerback.report.numbers import run_folders
+from steerback.protocols.base import Analysis, Entry, Sheet, TrialKey
+from steerback.report.numbers import config_of, run_folders
 from steerback.report.wording import entry
 from steerback.store import Store
 
@@ -41,7 +40,7 @@ def run(work: Work) -> dict[Path, Analysis]:
     new = bool(work.wanted.judges or work.wanted.human)
     for folder in run_folders(work.folders):
         if new:
-            with Store.open(folder) as store:
+            with Store.open(folder, mode="extend") as store:
                 regrade(store, work.wanted, _Maker(store, work), work.say)
         with Store.open(folder, mode="ro") as store:
             found[folder] = agreement.analyse(store)
@@ -57,7 +56,8 @@ def dry_run(work: Work) -> list[str]:
     for folder in run_folders(work.folders):
         with Store.open(folder, mode="ro") as store:
             lines += [
-                f"{folder}: {line}" for line in estimate(store, work.wanted, _Maker(store, work))
+                f"{folder}: {line}"
+                for line in estimate(store, work.wanted, _Maker(store, work, check=False))
             ]
     return lines
 
@@ -71,10 +71,10 @@ def sheet(work: Work, path: Path) -> int:
 
 
 class _Maker:
-    """Makes judges with the run's own settings where none are given."""
+    """Makes judges with the run's own settings where none are given. check: open what they ask."""
 
-    def __init__(self, store: Store, work: Work) -> None:
-        self.store = store
+    def __init__(self, store: Store, work: Work, check: bool = True) -> None:
+        self.store, self.check = store, check
         given = {**judging(store).model_dump(), **work.settings}
         try:
             self.judging = JudgingConfig.model_validate(given)
@@ -92,10 +92,11 @@ class _Maker:
             base_url=self.judging.base_url,
             connections=self.judging.connections,
             cache=self.store.folder / JUDGE_CACHE,
+            check=self.check,
         )
 
     def _engine(self) -> Engine:
-        config = RunConfig.model_validate(self.store.config)
+        config = config_of(self.store)
         return load_engine(config, config.model.slots)[0]
 
 
@@ -134,13 +135,27 @@ def show(found: Mapping[Path, Analysis], console: Console) -> None:
     for folder, analysis in found.items():
         console.print(str(folder), style="bold", markup=False)
         for s in analysis.sheets:
-            table = Table(title=escape(s.title), title_justify="left")
-            for n, column in enumerate(s.columns):
-                table.add_column(escape(column), justify="right" if n else "left", overflow="fold")
-            for row in s.rows:
-                cells = [entry(x) for x in row]
-                texts = (f"{c.value} ({c.interval})" if c.interval else c.value for c in cells)
-                table.add_row(*map(escape, texts))
-            console.print(table)
+            console.print(_table(s))
             for note in s.notes:
                 console.print(note, style="dim")
+
+
+WIDE = 5
+"""Columns above which a sheet of few rows is turned: whole words stay on a terminal of 80."""
+
+
+def _table(sheet: Sheet) -> Table:
+    lines = [list(sheet.columns), *([_said(x) for x in row] for row in sheet.rows)]
+    if len(sheet.columns) > max(WIDE, len(sheet.rows)):
+        lines = [list(line) for line in zip(*lines, strict=True)]
+    table = Table(title=sheet.title, title_justify="left")
+    for n, column in enumerate(lines[0]):
+        table.add_column(column, justify="right" if n else "left", overflow="fold")
+    for line in lines[1:]:
+        table.add_row(*line)
+    return table
+
+
+def _said(x: Entry) -> str:
+    cell = entry(x)
+    return f"{cell.value} ({cell.interval})" if cell.interval else cell.value

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steerback.errors import UserError
+from steerback.outfile import refuse_taken, written
 from steerback.records import Record
 from steerback.stats import outcome
 from steerback.types import Verdict
@@ -54,10 +55,12 @@ def grade_of(record: Record, verdict: Verdict | None) -> Grade | None:
 
 def write_sheet(path: Path, records: Iterable[Record]) -> int:
     """A CSV for a human to fill in; returns how many responses it holds. An existing file is kept."""
-    if path.exists():
-        raise UserError(f"{path} exists; choose another name, so that no labels are lost")
+    refuse_taken(path)
     rows = [(r.trial.key, r.trial.question, r.generation.text, "", "", "") for r in records]
-    with path.open("w", encoding="utf-8", newline="", errors="backslashreplace") as file:
+    with (
+        written(path),
+        path.open("w", encoding="utf-8", newline="", errors="backslashreplace") as file,
+    ):
         csv.writer(file).writerows([COLUMNS, *rows])
     return len(rows)
 
@@ -83,12 +86,24 @@ def read_sheet(path: Path, keys: Iterable[str]) -> dict[str, Grade]:
     found: dict[str, Grade] = {}
     for line, row in rows:
         where = f"{path}: row {line}"
-        if (row["multi"] or "").strip():
-            key = _key(where, (row["key"] or "").strip(), known)
-            if key in found:
-                raise UserError(f"{where}: trial {key[:12]} is labelled twice; keep one row")
-            found[key] = _grade(where, row)
+        if not (row["multi"] or "").strip():
+            _refuse_half(where, row)
+            continue
+        key = _key(where, (row["key"] or "").strip(), known)
+        if key in found:
+            raise UserError(f"{where}: trial {key[:12]} is labelled twice; keep one row")
+        found[key] = _grade(where, row)
+    if not found:
+        raise UserError(f"{path}: no row is labelled; write yes or no under multi")
     return found
+
+
+def _refuse_half(where: str, row: Mapping[str, Any]) -> None:
+    for name in ("first", "last"):
+        if (row.get(name) or "").strip():
+            raise UserError(
+                f"{where}: {name} is {row[name]!r} and multi is empty; write yes or no under multi"
+            )
 
 
 def _key(where: str, start: str, known: list[str]) -> str:

@@ -104,9 +104,7 @@ class HFEngine(SharedEngine):
             model = model if placed else model.to(device)
         except (RuntimeError, AssertionError) as error:
             first = str(error).splitlines()[0]
-            raise UserError(
-                f"device {device!r} cannot be used: {first}; try --device cpu"
-            ) from None
+            raise UserError(f"device {device!r} cannot be used: {first}; use cpu") from None
         return cls(model, tokenizer, name=name or str(path), **settings)
 
     @property

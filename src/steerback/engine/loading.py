@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -90,8 +89,9 @@ def why_not_loaded(path: str | Path, error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if Path(path).exists():
         return f"model folder {path} cannot be read: {first}"
-    if os.sep in str(path) and str(path).count("/") != 1:
-        return f"there is no model folder {path}"
+    name = str(path)
+    if name.startswith((".", "~")) or Path(path).is_absolute() or name.count("/") > 1:
+        return f"there is no model folder {path}; check the path"
     return (
         f"model {path!r} is neither a folder here nor readable from the hub: {first} "
         "(check the name, the network, and for gated models HF_TOKEN)"

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from steerback.commands.options import out
 from steerback.errors import UserError
+from steerback.outfile import refuse_taken
 
 app = typer.Typer(help="Training self-correction in, and measuring it.", no_args_is_help=True)
-out = Console(highlight=False)
 
 Against = Annotated[
     list[str],
@@ -57,8 +57,7 @@ def data(
     """Write rows to train on: spans checked, near duplicates and evaluation questions kept out."""
     from steerback.finetune import gather, sources
 
-    if to.exists():
-        raise UserError(f"{to} exists; choose another name or delete it first")
+    refuse_taken(to)
     wanted = sources.Wanted(
         file=file,
         organism=organism,

@@ -12,6 +12,7 @@ from steerback.finetune import overlap, rows
 from steerback.finetune.rows import Row
 from steerback.judge.exact import attempt_bounds
 from steerback.judge.segment import segment
+from steerback.outfile import written
 
 
 @dataclass
@@ -69,8 +70,5 @@ def save(gathered: Gathered, to: Path) -> None:
     """Raises UserError if nothing is left, or the file cannot be written."""
     if not gathered.rows:
         raise UserError(f"no row is left to write; {gathered.counts()}")
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
+    with written(to):
         rows.write(gathered.rows, to)
-    except OSError as error:
-        raise UserError(f"{to}: cannot be written ({error.strerror or error})") from None

@@ -23,6 +23,7 @@ from steerback.finetune.settings import SteeringSettings, TrainSettings
 from steerback.finetune.training import CHECKPOINT, Curve, Progress, Sample, Trainer
 from steerback.lab import SOURCE, VECTORS, fingerprint, labels_of, load_engine
 from steerback.lock import FolderLock
+from steerback.outfile import written
 from steerback.preparation import NORM_QUESTIONS
 from steerback.presets import find_preset, from_anywhere, load_or_preset, presets
 from steerback.prompts import load_prompts
@@ -72,24 +73,31 @@ def train(
     Raises UserError: rows that cannot be read or ask evaluation questions, a model that cannot be
     loaded, a folder of another training.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
+    rows = read(job.rows)
+    evaluation = overlap.evaluation_questions((*job.against, job.base.prompts))
+    overlap.refuse_shared([r.question for r in rows], evaluation, f"{job.rows}: row")
+    chosen = order.mixed(rows, job.settings.share, job.settings.most, job.settings.seed)
+    parts = order.split(chosen, job.settings.validation, job.settings.seed)
+    say(f"loading {job.base.model.source}")
+    loaded = _loaded(job)
+    # from here on, so that a mistake above leaves nothing behind
+    with written(job.folder):
+        job.folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(job.folder)
     try:
-        return _train(job, say, report)
+        return _train(job, parts, loaded, say, report)
     finally:
         lock.release()
 
 
 def _train(
-    job: Job, say: Callable[[str], None], report: Callable[[Progress], None]
+    job: Job,
+    parts: tuple[list[Row], list[Row]],
+    loaded: tuple[HFEngine, dict[str, Any]],
+    say: Callable[[str], None],
+    report: Callable[[Progress], None],
 ) -> dict[str, Any]:
-    rows = read(job.rows)
-    evaluation = overlap.evaluation_questions((*job.against, job.base.prompts))
-    overlap.refuse_shared([r.question for r in rows], evaluation, f"{job.rows}: row")
-    chosen = order.mixed(rows, job.settings.share, job.settings.most, job.settings.seed)
-    training, validation = order.split(chosen, job.settings.validation, job.settings.seed)
-    say(f"loading {job.base.model.source}")
-    engine, facts = _loaded(job)
+    (training, validation), (engine, facts) = parts, loaded
     identity = stable_hash(
         [facts, digest(job.rows), job.settings.model_dump(mode="json", exclude={"checkpoint"})]
     )

@@ -22,6 +22,7 @@ PROVIDERS = (
     *("sambanova", "sglang", "together", "vllm"),
 )
 """Common first parts of model names, for hints. inspect-ai decides which there are."""
+INSTEAD = "set that up, or name another judge (exact, self, hf:MODEL, embed)"
 _LONGEST = 200
 _MARKUP = re.compile(r"\[/?(?:bold|blue|red|italic)\]")
 
@@ -130,7 +131,7 @@ def _open(address: Address) -> Any:
         hint = nearest(name, PROVIDERS)
         raise UserError(f"judge {address.model}: {_plain(error)} {hint}") from None
     except Exception as error:  # a missing key or SDK: the provider's own words name it
-        raise UserError(f"judge {address.model}: {_plain(error)}") from None
+        raise UserError(f"judge {address.model}: {_plain(error)}; {INSTEAD}") from None
     # Some SDKs try again by themselves, past the cap that is counted here.
     client: Any = getattr(model.api, "client", None)
     if hasattr(client, "max_retries"):

@@ -19,7 +19,7 @@ from steerback.judge.llm import LlmJudge
 from steerback.judge.local import ANSWER_TOKENS, EngineJudge
 from steerback.judge.model import ModelJudge
 from steerback.judge.prompt import Prompt
-from steerback.judge.provider import Address
+from steerback.judge.provider import Address, check
 from steerback.judge.verify import Mode
 
 KINDS = ("embed", "embed:MODEL", "exact", "hf:MODEL", "self", "PROVIDER/MODEL")
@@ -61,6 +61,7 @@ def make_judge(spec: str, **context: object) -> Judge:
     """The judge of that name. `context`: fields of `Context`. Raises UserError for an unknown name,
     or when something that the judge needs is missing."""
     given = replace(Context(), **context)  # type: ignore[arg-type]
+    check_prompt(given.prompt)
     kind, _, model = spec.partition(":")
     if spec == "exact":
         return ExactJudge()
@@ -75,6 +76,17 @@ def make_judge(spec: str, **context: object) -> Judge:
     if "/" in spec:
         return _provider(spec, given)
     raise UserError(f"unknown judge {spec!r}; {nearest(spec, KINDS)} {_EXAMPLES}")
+
+
+def runs_a_model(spec: str) -> bool:
+    """Whether the judge generates on this machine, so that it waits for the run's own model."""
+    return spec == "self" or spec.startswith("hf:")
+
+
+def check_prompt(prompt: str | Path | None) -> None:
+    """Raises UserError for a file that is no judge prompt, whether or not the judge would read it."""
+    if prompt is not None:
+        Prompt.load(prompt)
 
 
 def make_rater(spec: str, **context: object) -> Callable[[Sequence[str]], list[float | None]]:
@@ -128,13 +140,12 @@ def _provider(spec: str, given: Context) -> Judge:
     )
     if given.max_tokens:
         address = replace(address, max_tokens=given.max_tokens)
-    judge = LlmJudge(
+    if given.check:
+        check(address)
+    return LlmJudge(
         address,
         prompt=Prompt.load(given.prompt),
         mode=given.mode,
         cache=None if given.cache is None else AnswerCache(given.cache),
         cap=given.cap,
     )
-    if given.check:
-        judge.check()
-    return judge

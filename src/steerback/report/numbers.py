@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from steerback import protocols
+from steerback.config import RunConfig
 from steerback.errors import UserError, nearest
 from steerback.judge.base import judges_whole
 from steerback.run import analyse
@@ -24,6 +25,18 @@ def run_folders(folders: Iterable[Path]) -> list[Path]:
             raise UserError(f"{folder}: no run here (no {FILE} in or below it)")
         found += here
     return list(dict.fromkeys(found))
+
+
+def config_of(store: Store) -> RunConfig:
+    """The run's configuration. UserError where it has none (imported results), or one that this
+    version cannot read."""
+    try:
+        return RunConfig.model_validate(store.config)
+    except ValueError:
+        raise UserError(
+            f"{store.folder}: holds no configuration that can be read; name a folder that "
+            "`steerback run` made"
+        ) from None
 
 
 def known_protocols(store: Store) -> list[str]:

@@ -1,0 +1,64 @@
+"""Fewer directions than wanted, or none: said in a line with where they went, or refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from steerback.errors import UserError
+from steerback.judge.verify import read_notes
+from steerback.lab import SOURCE, Lab
+from steerback.latents import Funnel
+
+
+def check_count(lab: Lab, found: int, funnel: Funnel) -> None:
+    """Says that there are fewer directions than wanted, and at which rule they went. UserError: none
+    is left."""
+    wanted = len(lab.config.directions.indices) or lab.config.directions.count
+    left = "; ".join(f"{rule}: {n:,}" for rule, n in funnel.stages)
+    if not found:
+        raise UserError(
+            f"directions: none is left to steer with ({left}); check the labels, or relax "
+            "concreteness_min, relevance or scope"
+        )
+    if found < wanted:
+        lab.ui.say(f"{found:,} of {wanted:,} directions wanted ({left})")
+
+
+def unreached(lab: Lab) -> UserError:
+    """What to raise where no direction reached the target, with the search's reasons."""
+    reasons = Counter(lab.store.get_artifact("calibration_failures", {}).values())
+    often = "; ".join(f"{reason} ({n})" for reason, n in reasons.most_common(3))
+    return UserError(
+        f"no direction reaches a first-attempt score of {lab.config.calibration.target:g}: "
+        f"{often}; change [calibration] or the directions, and choose another folder"
+    )
+
+
+def refuse_unscored(lab: Lab) -> None:
+    """Raises UserError with the judge's reason if it scored no response of the search."""
+    judged = [
+        lab.verdicts[t.key]
+        for t, _ in lab.store.trials(protocol="calibration")
+        if t.key in lab.verdicts
+    ]
+    if any(v.status == "ok" for v in judged):
+        return
+    notes = (read_notes(v.raw) for v in judged)
+    reasons = Counter(n.why if n else v.raw for v, n in zip(judged, notes, strict=True))
+    why = reasons.most_common(1)[0][0] if reasons else "nothing was judged"
+    raise UserError(
+        f"judge {lab.config.judge!r} could score none of {len(judged):,} calibration responses: "
+        f"{why}; choose a judge for these questions, or questions for this judge"
+    )
+
+
+def say_unknown(lab: Lab) -> None:
+    """Says which latents the labels name and the SAE does not have."""
+    n = lab.engine.sources[SOURCE].n
+    unknown = [k for k in lab.labels if not 0 <= k < n]
+    if unknown:
+        named = ", ".join(map(str, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
+        lab.ui.say(
+            f"labels name {len(unknown):,} of {len(lab.labels):,} latents that the SAE does not have "
+            f"({named}; it has {n:,}): ignored"
+        )
