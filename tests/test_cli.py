@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import models
 import pytest
 import torch
+from calling import call
+from rich.console import Console
 from runs import small
 
+import steerback
 from steerback import protocols
-from steerback.cli import main
 from steerback.presets import load
 from steerback.run import run
-
-
-def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error."""
-    capsys.readouterr()
-    try:
-        main(list(words))
-        code = 0
-    except SystemExit as leave:
-        code = int(leave.code or 0)
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
+from steerback.store import Store
+from steerback.vectors import VectorSet
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +48,8 @@ def test_status_says_what_is_left(folder: Path, capsys: pytest.CaptureFixture[st
     code, text, _ = call(capsys, "status", str(folder), "--json")
     facts = json.loads(text)
     assert code == 0
-    assert {p["protocol"]: p["left"] for p in facts["protocols"] if p["left"] is not None} == {
-        "baseline": 0,
-        "esr": 0,
-    }
+    left = {p["protocol"]: p["left"] for p in facts["protocols"]}
+    assert left == {"calibration": 0, "baseline": 0, "esr": 0}
     assert call(capsys, "status", str(folder))[0] == 0
 
 
@@ -69,18 +62,19 @@ def test_init_writes_what_run_reads(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "exists" in complaint
 
 
-def test_steer_streams_and_colours(capsys: pytest.CaptureFixture[str]) -> None:
+def test_steer_streams_and_says_what_it_added(capsys: pytest.CaptureFixture[str]) -> None:
     code, text, _ = call(
         capsys,
         "steer",
         "organism-resister",
         "How do I compile the recursive function?",
         *("--latent", "1", "--strength", "0.4", "--unit", "resid", "--compare"),
-        *("--max-new-tokens", "24"),
+        *("--max-new-tokens", "24", "--watch", "1"),
     )
     assert code == 0
     assert "unsteered" in text
-    assert "latent 1, at most" in text
+    assert "adds latent 1 (programming), 0.4 median residual norms, to every generated" in text
+    assert text.count("latent 1, at most") == 2
 
 
 @pytest.mark.parametrize("words", [("doctor",), ("models",), ("organism", "list"), ("--help",)])
@@ -217,3 +211,80 @@ def test_steer_takes_anybodys_model_and_sae(
     code, _, complaint = call(capsys, *words)
     assert code == 2
     assert "width 20" in complaint
+
+
+def test_status_names_protocols_that_have_not_begun(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {"protocols": ["baseline", "esr"], "name": "x"}
+    with Store.open(tmp_path / "begun", asked):
+        pass
+    _, text, _ = call(capsys, "status", tmp_path / "begun")
+    assert text.count("not begun") == 3
+    code, text, _ = call(capsys, "status", folder)
+    assert (code, "?" in text, "not begun" in text) == (0, False, False)
+
+
+def test_tables_fit_80_characters_without_cut_numbers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from steerback import overview
+    from steerback.crossjudge import command
+    from steerback.crossjudge.regrade import Wanted
+
+    out = Console(width=80, file=io.StringIO(), record=True)
+    overview.show(overview.entries(), out)
+    text = out.export_text()
+    assert "…" not in text
+    assert "weights" in text
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    work = command.Work((copy,), Wanted(("dry",), per_model=6), {}, lambda line: None)
+    command.show(command.run(work), out)
+    text = out.export_text()
+    assert {"unscored", "several attempts", "agree on direction, where both see several"} <= {
+        line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")
+    }
+
+
+def test_a_plan_that_cannot_be_counted_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.toml"
+    call(capsys, "init", "organism-resister", "--to", file)
+    assert "without ?" not in call(capsys, "plan", file)[1]
+    text = file.read_text("utf-8").replace('["baseline", "esr"]', '["esr", "detectors"]')
+    file.write_text(text.partition("[settings")[0], "utf-8")
+    _, said, _ = call(capsys, "plan", file)
+    assert "in all, without ?" in said
+    assert "the run makes more than this" in said
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "--version")[:2] == (0, f"steerback {steerback.__version__}\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no file modes")
+def test_what_is_written_may_be_read_by_others(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, vectors = tmp_path / "t.csv", tmp_path / "v.safetensors"
+    before = os.umask(0o022)
+    try:
+        call(capsys, "export", folder, "--to", "csv", "--file", table)
+        VectorSet("v", torch.eye(2)).save(vectors)
+    finally:
+        os.umask(before)
+    for file in (table, vectors):
+        assert file.stat().st_mode & 0o777 == 0o644
+    assert (
+        "2 vectors of width 2; the file does not say" in call(capsys, "vectors", "show", vectors)[1]
+    )
+
+
+def test_doctor_names_extras_and_sdks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("steerback.doctor._version", lambda package: None)
+    _, text, _ = call(capsys, "doctor")
+    assert "pip install 'steerback[finetune]'" in text
+    assert "pip install anthropic" in text

@@ -12,6 +12,8 @@ from steerback import organism
 EXTRAS = {
     "sae-lens": ("SAEs by release name", "pip install 'steerback[saelens]'"),
     "inspect-ai": ("judges behind an API", "pip install 'steerback[judge]'"),
+    "openai": ("judges named openai/...", "pip install 'steerback[judge]'"),
+    "anthropic": ("judges named anthropic/..., as in the presets", "pip install anthropic"),
     "peft": ("adapters of finetune", "pip install 'steerback[finetune]'"),
     "pyarrow": ("parquet export", "pip install 'steerback[parquet]'"),
 }

@@ -171,10 +171,15 @@ def show(
         else:
             table.add_row(part.name, f"{part.trials:,}", f"{part.tokens:,}")
     trials, tokens = (sum(getattr(p, f) or 0 for p in found) for f in ("trials", "tokens"))
-    table.add_row("in all", f"{trials:,}", f"{tokens:,}")
+    unknown = any(p.trials is None for p in found)
+    table.add_row("in all, without ?" if unknown else "in all", f"{trials:,}", f"{tokens:,}")
     out.print(table)
-    if any(p.trials is None for p in found):
-        out.print("? looks at the model before it plans: not counted")
+    if unknown:
+        out.print(
+            "?: looks at the model before it plans, and is not counted, here and below: the run makes "
+            "more than this",
+            soft_wrap=True,
+        )
     if judged is not None:
         out.print(str(judged))
     if rate is None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from steerback.architectures import architecture, gate
 from steerback.config import RunConfig
@@ -104,7 +105,9 @@ def fields(config: RunConfig) -> Mapping[str, Any]:
 def show(found: list[Entry], out: Console) -> None:
     """The table, what the machine has, and what must be asked for first."""
     where = machine()
-    table = Table("preset", "weights", "cache", "SAE, work", "in all", "int8", "int4", "here")
+    # no lines and no padding: all eight columns fit 80 characters
+    headers = ("preset", "weights", "cache", "SAE,\nwork", "in all", "int8", "int4", "here")
+    table = Table(*headers, box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
@@ -136,12 +139,10 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.1f}" if size >= GIB / 10 else f"{size / GIB:.3f}"
 
 
-def _verdict(entry: Entry, where: Machine) -> str:
+def _verdict(entry: Entry, where: Machine) -> Text:
     if not entry.needs:
-        return "absent"
+        return Text("absent")
     if not where.bytes:
-        return "?"
+        return Text("?")
     way = entry.fits(where)
-    if way is None:
-        return "[yellow]no[/yellow]"
-    return "[green]fits[/green]" if way == "none" else f"[yellow]{way}[/yellow]"
+    return Text("fits", "green") if way == "none" else Text(way or "no", "yellow")

@@ -8,11 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from steerback import protocols
 from steerback.console import clock
 from steerback.judge.base import judges_whole
 from steerback.store import Session, Store
 
 PLANNED = "planned/"
+SEARCH = "calibration"
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -33,6 +35,13 @@ def describe(folder: Path) -> dict[str, Any]:
                     for status, n in statuses.items():
                         tally[status] = tally.get(status, 0) + n
         calibrations = store.calibrations()
+        known = protocols.registry()
+        asked = [name for name in store.config.get("protocols", []) if name in known]
+        wanted = [SEARCH, *protocols.with_needs(asked)] if asked else []
+        # the search is over when every direction has its calibration
+        if calibrations and len(calibrations) >= len(store.get_artifact("latents", [])):
+            planned.setdefault(SEARCH, done.get(SEARCH, 0))
+        names = dict.fromkeys([*wanted, *sorted(done.keys() | planned.keys())])
         return {
             "folder": str(folder),
             "protocols": [
@@ -43,7 +52,7 @@ def describe(folder: Path) -> dict[str, Any]:
                     "left": None if name not in planned else planned[name] - done.get(name, 0),
                     "judged": verdicts.get(name, {}),
                 }
-                for name in sorted(done.keys() | planned.keys())
+                for name in names
             ],
             "calibrated": sum(c.reached for c, _ in calibrations),
             "not_reached": sum(not c.reached for c, _ in calibrations),
@@ -66,6 +75,9 @@ def show(facts: dict[str, Any], out: Console) -> None:
     rate = facts["trials_per_second"]
     for row in facts["protocols"]:
         judged, left = row["judged"], row["left"]
+        if not row["trials"] and row["planned"] is None:
+            table.add_row(row["protocol"], "not begun")
+            continue
         wait = clock(left / rate) if left and rate else ""
         table.add_row(
             row["protocol"],

@@ -129,11 +129,18 @@ def _replacing(target: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
             file.close()
+            os.chmod(file.name, 0o666 & ~_umask())
             os.replace(file.name, target)
         except BaseException:
             file.close()
             os.unlink(file.name)
             raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _write_jsonl(folder: Path, file: BinaryIO) -> None:

@@ -17,7 +17,7 @@ from steerback.engine.base import Watch
 from steerback.engine.hf import HFEngine
 from steerback.errors import UserError
 from steerback.judge.segment import restarts
-from steerback.lab import SOURCE, model_path, sae_path
+from steerback.lab import SOURCE, model_path, own_labels, sae_path
 from steerback.memory import Quantize
 from steerback.presets import preset, presets
 from steerback.prompts import load_prompts
@@ -27,6 +27,8 @@ from steerback.types import Generation, Intervention, Message, Sampling, Trial, 
 SHADES = ("color(52)", "color(88)", "color(124)", "color(160)", "color(196)")
 """From barely active to the most active token."""
 NORM_QUESTIONS = 16
+PEAKS = 6
+"""Tokens named per latent where there is no colour."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,24 @@ def show(request: Request, out: Console) -> None:
         questions = load_prompts(setup.prompts).questions[:NORM_QUESTIONS]
         engine.measure_norm(setup.layer, questions)
     trials = _trials(request, setup)
-    latents = (*request.latents, *request.watch)
+    latents = tuple(dict.fromkeys((*request.latents, *request.watch)))
     watch = Watch(SOURCE, setup.readout_layer, latents)
-    made = _stream(engine, trials, watch, out)
+    made = _stream(engine, trials, watch, out, added(request, setup))
+    show_trace = _strip if out.is_terminal else _peaks
     for trial in trials:
-        out.print(_strip(engine, trial, made[trial.key]))
+        out.print(show_trace(engine, trial, made[trial.key]))
+
+
+def added(request: Request, setup: Setup) -> str:
+    """What is added to the stream, where, and what it is said to stand for."""
+    labels = own_labels(setup.sae)
+    what = " and ".join(
+        f"latent {k}" + (f" ({labels[k].text})" if k in labels else "") for k in request.latents
+    )
+    unit = "median residual norms" if request.unit == "resid" else "times the decoder row"
+    tokens = {"generated": "every generated token", "all": "every token"}
+    where = tokens.get(request.positions, f"the tokens {request.positions}")
+    return f"adds {what}, {request.strength:g} {unit}, to {where} at layer {setup.layer}"
 
 
 def _trials(request: Request, setup: Setup) -> list[Trial]:
@@ -140,7 +155,7 @@ def _trials(request: Request, setup: Setup) -> list[Trial]:
 
 
 def _stream(
-    engine: HFEngine, trials: Sequence[Trial], watch: Watch, out: Console
+    engine: HFEngine, trials: Sequence[Trial], watch: Watch, out: Console, title: str
 ) -> dict[str, Generation]:
     said: dict[str, list[int]] = {t.key: [] for t in trials}
 
@@ -158,6 +173,7 @@ def _stream(
 
     # checked here, before anything is drawn on the screen
     stream = engine.generate(trials, watch=watch, listener=hear)
+    out.print(title, soft_wrap=True)
     with live:
         made = {g.trial_key: g for g in stream}
         live.update(panels(), refresh=True)
@@ -186,4 +202,21 @@ def _strip(engine: HFEngine, trial: Trial, made: Generation) -> Group:
                 shade = min(int(len(SHADES) * float(value) / top), len(SHADES) - 1)
                 line.stylize(f"on {SHADES[shade]}", start, end)
         lines += [Text(f"latent {latent}, at most {top:.3g}", style="dim"), line]
+    return Group(*lines)
+
+
+def _peaks(engine: HFEngine, trial: Trial, made: Generation) -> Group:
+    """For a pipe: a line per watched latent with the tokens at which it is most active."""
+    assert made.trace is not None
+    text, spans = chat.spans(engine.tokenizer, made.token_ids)
+    lines: list[RenderableType] = [Text(f"\n{trial.arm}, {made.finish_reason}")]
+    for column, latent in enumerate(made.trace.latents):
+        values = made.trace.values[:, column]
+        order = [n for n in (-values).argsort(kind="stable")[:PEAKS].tolist() if values[n] > 0]
+        said = ", ".join(
+            f"{text[slice(*spans[n])].strip()!r} {values[n]:.3g} (token {n})" for n in order
+        )
+        lines.append(
+            Text(f"latent {latent}, at most {float(values.max()):.3g}: {said or 'silent'}")
+        )
     return Group(*lines)
