@@ -122,3 +122,14 @@ def test_a_bad_label_file_is_one_line(tmp_path: Path, text: str, says: str) -> N
 def test_a_choice_survives_json() -> None:
     chosen = [Chosen(3, "a", ("q",)), Chosen(5, "")]
     assert from_json(as_json(chosen)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("skipped", "scope", "kept"),
+    [(0, "run", True), (1, "run", False), (0, "pair", True), (3, "pair", True), (4, "pair", False)],
+)
+def test_a_direction_keeps_two_questions_of_five_or_goes(
+    skipped: int, scope: latents.Scope, kept: bool
+) -> None:
+    """One to search a strength on and another to verify it on."""
+    assert latents.usable(skipped, 5, scope) is kept

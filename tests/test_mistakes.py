@@ -69,7 +69,7 @@ def test_a_foreign_file_is_refused_and_left_alone(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("organism", "truths"), "holds no configuration"),
+        (("organism", "truths"), "no configuration is stored"),
         (("report",), "nothing to report"),
         (("crossjudge", "--judges", "exact"), "nothing is judged"),
     ],
@@ -97,6 +97,17 @@ def test_a_file_in_no_folder_is_refused_before_the_work(
     said = refused(capsys, *(file if w == "FILE" else w for w in words))
     assert f"there is no folder {file.parent}" in said
     assert not file.parent.exists()
+
+
+def test_a_damaged_run_gets_no_lock(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = bytearray((finished / FILE).read_bytes())
+    third = len(whole) // 3
+    whole[third : 2 * third] = b"\xff" * third
+    (tmp_path / FILE).write_bytes(whole)
+    assert "is damaged" in refused(capsys, "crossjudge", tmp_path, "--judges", "dry")
+    assert not (tmp_path / "run.lock").exists()
 
 
 # --- a run that cannot be made leaves nothing -------------------------------------------------
@@ -134,6 +145,13 @@ def test_a_run_that_cannot_begin_leaves_no_folder(changes: Any, says: str, tmp_p
     config = small(tmp_path / "run", **changes(tmp_path))
     with pytest.raises(UserError, match=says):
         run(config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_has_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'cuda' cannot be used: .*; use cpu$"):
+        run(small(tmp_path / "run", model={"device": "cuda"}))
     assert not (tmp_path / "run").exists()
 
 

@@ -39,12 +39,13 @@ TABLES = (
     "CREATE TABLE artifacts (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
 
+DAMAGED = f"{FILE} is damaged; restore the folder from a copy"
 REMEDIES = (
     ("disk is full", "the disk is full; free some space and run the same command again"),
     ("readonly database", "the run is read-only; make it writable or copy the folder"),
     ("unable to open", "cannot open the run; check that it is writable, or copy it"),
     ("not a database", f"{FILE} is not a steerback run; choose another folder"),
-    ("malformed", f"{FILE} is damaged; restore the folder from a copy"),
+    ("malformed", DAMAGED),
     ("disk I/O error", "the disk refused to read or write; free some space or check the disk"),
     ("locked", "another program holds the run's file; close it and try again"),
 )
@@ -126,6 +127,17 @@ def open_reader(folder: Path) -> sqlite3.Connection:
             with _opened(folder, "mode=ro&immutable=1") as connection:
                 check_schema(connection, folder)
     return connection
+
+
+def check_whole(folder: Path) -> None:
+    """Raises UserError unless there is a run whose pages can all be read. Writes nothing."""
+    connection = open_reader(folder)
+    try:
+        with plain_errors(folder):
+            if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                raise UserError(f"{folder}: {DAMAGED}")
+    finally:
+        connection.close()
 
 
 def check_schema(connection: sqlite3.Connection, folder: Path) -> None:

@@ -24,6 +24,7 @@ from steerback.judge.base import Judge
 from steerback.judge.registry import check_prompt, make_judge, runs_a_model
 from steerback.labels import Label, read_labels
 from steerback.labels import digest as labels_digest
+from steerback.latents import FEWEST
 from steerback.prompts import PromptSet, load_prompts
 from steerback.sae import Source, load_sae
 from steerback.sae.source import hash_files
@@ -249,10 +250,10 @@ def refuse_changed(store: Store, facts: dict[str, Any]) -> None:
 
 def refuse_few(prompts: PromptSet) -> None:
     """Raises UserError where there are no other questions to verify a strength on."""
-    if len(prompts.questions) < 2:
+    if len(prompts.questions) < FEWEST:
         raise UserError(
             f"prompts: {prompts.name} holds one question, and strengths are verified on others; "
-            "use 2 or more"
+            f"use {FEWEST} or more"
         )
 
 

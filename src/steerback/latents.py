@@ -18,7 +18,10 @@ from steerback.types import derive_seed
 
 Floats = NDArray[np.float32]
 Relevance = Literal["top-100", "zero", "none"]
+Scope = Literal["run", "pair"]
 TOP = 100
+FEWEST = 2
+"""Questions of a direction: its strength is verified on others than it is searched on."""
 CANDIDATES = 3
 """Random candidates per latent wanted and draw, as published."""
 
@@ -70,7 +73,7 @@ class Rules:
     count: int
     concreteness_min: float
     relevance: Relevance
-    scope: Literal["run", "pair"]
+    scope: Scope
     seed: int
 
 
@@ -133,9 +136,14 @@ def _concrete(
     return [k for k in named if (rated[k] or 0.0) >= least]
 
 
+def usable(skipped: int, questions: int, scope: Scope) -> bool:
+    """Whether a direction that has to do with so many of the questions may be steered with."""
+    return not skipped or (scope == "pair" and questions - skipped >= FEWEST)
+
+
 def _irrelevant(
     candidates: Sequence[int],
-    scope: Literal["run", "pair"],
+    scope: Scope,
     questions: Sequence[str],
     has_to_do: NDArray[np.bool_],
     labels: Mapping[int, Label],
@@ -143,7 +151,7 @@ def _irrelevant(
     found = []
     for k in candidates:
         skip = tuple(q for q, yes in zip(questions, has_to_do[:, k], strict=True) if yes)
-        if not skip or (scope == "pair" and len(skip) < len(questions)):
+        if usable(len(skip), len(questions), scope):
             found.append(Chosen(k, labels[k].text if k in labels else "", skip))
     return found
 

@@ -94,7 +94,7 @@ def _vectors(lab: Lab, vectors: VectorSet) -> tuple[list[Chosen], latents.Funnel
     chosen = []
     for k, column in zip(order, related.T, strict=True):
         skip = tuple(q for q, yes in zip(lab.questions, column, strict=True) if yes)
-        if not skip or (wanted.scope == "pair" and len(skip) < len(lab.questions)):
+        if latents.usable(len(skip), len(lab.questions), wanted.scope):
             chosen.append(Chosen(k, named[k], skip, VECTORS))
     funnel.note("wanted", len(order))
     funnel.note(

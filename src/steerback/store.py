@@ -19,7 +19,15 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 from steerback import codec
-from steerback.database import FILE, SCHEMA, open_reader, open_writer, plain_errors, transaction
+from steerback.database import (
+    FILE,
+    SCHEMA,
+    check_whole,
+    open_reader,
+    open_writer,
+    plain_errors,
+    transaction,
+)
 from steerback.errors import UserError
 from steerback.lock import LOCK, FolderLock
 from steerback.mappings import diff
@@ -104,7 +112,7 @@ class Store:
         if mode == "ro":
             return cls(place, open_reader(place), None)
         if mode == "extend":
-            open_reader(place).close()
+            check_whole(place)
         made = [p for p in (place, *place.parents) if not p.exists()]
         try:
             place.mkdir(parents=True, exist_ok=True)

@@ -34,8 +34,8 @@ def config_of(store: Store) -> RunConfig:
         return RunConfig.model_validate(store.config)
     except ValueError:
         raise UserError(
-            f"{store.folder}: holds no configuration that can be read; name a folder that "
-            "`steerback run` made"
+            f"{store.folder}: no configuration is stored that can be read; name a folder "
+            "that `steerback run` made"
         ) from None
 
 
