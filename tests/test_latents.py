@@ -14,10 +14,12 @@ from steerback.labels import Label, read_labels
 from steerback.latents import (
     Chosen,
     Rules,
+    Scope,
     as_json,
     from_json,
     relevant,
     select,
+    usable,
 )
 
 
@@ -129,7 +131,7 @@ def test_a_choice_survives_json() -> None:
     [(0, "run", True), (1, "run", False), (0, "pair", True), (3, "pair", True), (4, "pair", False)],
 )
 def test_a_direction_keeps_two_questions_of_five_or_goes(
-    skipped: int, scope: latents.Scope, kept: bool
+    skipped: int, scope: Scope, kept: bool
 ) -> None:
     """One to search a strength on and another to verify it on."""
-    assert latents.usable(skipped, 5, scope) is kept
+    assert usable(skipped, 5, scope) is kept
