@@ -33,8 +33,6 @@ def prepare(lab: Lab) -> Inputs:
     chosen = choose(lab)
     measure_norm(lab)
     directions = calibrate(lab, [_direction(lab, c) for c in chosen])
-    if not directions:
-        raise shortfall.unreached(lab)
     return Inputs(
         model=lab.config.model.name,
         seed=lab.config.seed,
@@ -68,7 +66,8 @@ def choose(lab: Lab) -> list[Chosen]:
     if stored is None:
         lab.ui.stage("choosing latents")
         chosen, funnel = _chosen(lab)
-        shortfall.check_count(lab, len(chosen), funnel)
+        if not chosen:
+            raise shortfall.none_left(funnel)
         stored = latents.as_json(chosen)
         lab.store.put_artifact("latents", stored)
         lab.store.put_artifact("funnel", funnel.as_json())

@@ -19,6 +19,7 @@ from steerback.lab import SOURCE, Lab
 from steerback.preparation import prepare
 from steerback.protocols.base import Analysis, Continued, Inputs, Protocol, Recording, Staged
 from steerback.records import Records, stored_finding
+from steerback.shortfall import check_directions
 from steerback.store import Store
 from steerback.tomlfile import Table
 from steerback.ui import Ui
@@ -41,6 +42,7 @@ def run(
         lab = Lab.open(config, store, ui)
         with closing(lab.engine):
             inputs = prepare(lab)
+            check_directions(lab, inputs.directions)
             for protocol in map(protocols.get, names):
                 try:
                     _check_needs(protocol, refused or {})

@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from steerback.errors import UserError
 from steerback.judge.verify import read_notes
 from steerback.lab import SOURCE, Lab
 from steerback.latents import Funnel
+from steerback.protocols.base import Direction
 
 
-def check_count(lab: Lab, found: int, funnel: Funnel) -> None:
-    """Says that there are fewer directions than wanted, and at which rule they went. UserError: none
-    is left."""
-    wanted = len(lab.config.directions.indices) or lab.config.directions.count
-    left = "; ".join(f"{rule}: {n:,}" for rule, n in funnel.stages)
-    if not found:
-        raise UserError(
-            f"directions: none is left to steer with ({left}); check the labels, or relax "
-            "concreteness_min, relevance or scope"
-        )
+def none_left(funnel: Funnel) -> UserError:
+    """What to raise where every direction was left out, with how many each rule left."""
+    return UserError(
+        f"directions: none is left to steer with ({_left(funnel.as_json())}); check the labels, or "
+        "relax concreteness_min, relevance or scope"
+    )
+
+
+def check_directions(lab: Lab, reached: Sequence[Direction]) -> None:
+    """Says that fewer directions were chosen than wanted, and how many each rule left. Raises UserError
+    with the search's reasons if none of them reached the target."""
+    config = lab.config
+    wanted = len(config.directions.indices) or config.directions.count
+    found = len(lab.store.get_artifact("latents", []))
     if found < wanted:
+        left = _left(lab.store.get_artifact("funnel", []))
         lab.ui.say(f"{found:,} of {wanted:,} directions wanted ({left})")
-
-
-def unreached(lab: Lab) -> UserError:
-    """What to raise where no direction reached the target, with the search's reasons."""
+    if reached:
+        return
     reasons = Counter(lab.store.get_artifact("calibration_failures", {}).values())
     often = "; ".join(f"{reason} ({n})" for reason, n in reasons.most_common(3))
-    return UserError(
-        f"no direction reaches a first-attempt score of {lab.config.calibration.target:g}: "
-        f"{often}; change [calibration] or the directions, and choose another folder"
+    raise UserError(
+        f"no direction reaches a first-attempt score of {config.calibration.target:g}: {often}; "
+        "change [calibration] or the directions, and choose another folder"
     )
+
+
+def _left(funnel: Sequence[Mapping[str, Any]]) -> str:
+    return "; ".join(f"{stage['rule']}: {stage['left']:,}" for stage in funnel)
 
 
 def refuse_unscored(lab: Lab) -> None:
