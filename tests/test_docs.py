@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from steerback.cli import main
+from steerback.organism.corpus import topics
 
 ROOT = Path(__file__).parents[1]
 SHORT = ("--latents", "2", "--prompts", "2")
@@ -45,6 +46,24 @@ def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         if words[0] == "run":
             _shorten(Path(words[1]))
         assert not exit_code([*words, *extra]), words
+
+
+def test_the_steering_of_the_readme_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the push no word of the latent's topic, with it a text of that topic."""
+    [words] = [words for words in commands() if words[0] == "steer"]
+    [fishing] = [words for t in topics() if t.name == "fishing" for words in [t.words]]
+    of_topic = {word for kind in fishing.values() for word in kind}
+    assert "40" in words
+    found = []
+    for strength in ("0", words[words.index("--strength") + 1]):
+        alone = [w for w in words if w != "--compare"]
+        alone[alone.index("--strength") + 1] = strength
+        capsys.readouterr()
+        main(alone)
+        answer = re.findall(r"│ (.*?) │", capsys.readouterr().out)
+        found.append(sum(w in of_topic for w in re.findall(r"[a-z]+", " ".join(answer).lower())))
+    assert found[0] <= 1
+    assert found[1] >= 5
 
 
 def exit_code(arguments: list[str]) -> int | str | None:
