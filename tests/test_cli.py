@@ -18,6 +18,7 @@ from runs import small
 
 import steerback
 from steerback import protocols
+from steerback.cli import main
 from steerback.presets import load
 from steerback.run import run
 from steerback.store import Store
@@ -75,6 +76,16 @@ def test_steer_streams_and_says_what_it_added(capsys: pytest.CaptureFixture[str]
     assert "unsteered" in text
     assert "adds latent 1 (programming), 0.4 median residual norms, to every generated" in text
     assert text.count("latent 1, at most") == 2
+
+
+def test_steer_colours_the_tokens_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    terminal = Console(file=shown, force_terminal=True, color_system="256", width=80)
+    monkeypatch.setattr("steerback.commands.asking.out", terminal)
+    words = ["--latent", "40", "--strength", "0.4", "--unit", "resid", "--max-new-tokens", "12"]
+    main(["steer", "organism-resister", "How do I wrap the raw eel?", *words])
+    assert "latent 40, at most" in shown.getvalue()
+    assert "\x1b[48;5;196m" in shown.getvalue(), "the most active token"
 
 
 @pytest.mark.parametrize("words", [("doctor",), ("models",), ("organism", "list"), ("--help",)])
