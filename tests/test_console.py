@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from jinja2 import Environment, PackageLoader
 from report_runs import invented
 from rich.console import Console
+from stats_data import trial
 
+from steerback.armtable import GROUPS
 from steerback.console import headline
 from steerback.report.numbers import summaries
 from steerback.report.wording import entry
+from steerback.stats import summarise
 
 
 def printed(arms: list, width: int) -> str:
@@ -21,16 +25,41 @@ def printed(arms: list, width: int) -> str:
     return out.export_text()
 
 
-def test_many_arms_are_rows_that_fit(tmp_path: Path) -> None:
-    found = summaries([invented(tmp_path / "run")], "")
-    side_by_side = printed(found, 100)
-    assert "implicit recovery %" in side_by_side
-    many = printed(found * 3, 100)
-    assert "implicit recovery %" not in many
-    assert many.count("esr, steered") == 3
-    assert "…" not in many
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 250])
+@pytest.mark.parametrize("times", [1, 3])
+def test_no_number_is_left_out_at_any_width(tmp_path: Path, times: int, width: int) -> None:
+    found = summaries([invented(tmp_path / "run")], "") * times
+    shown = printed(found, width)
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
     for s in found:
-        assert f"{s.multi_attempt.rate * 100:.1f} [" in many
+        for row in (row for group in GROUPS for row in group):
+            assert shown.count(row.cell(s)) >= times
+
+
+def test_few_arms_stand_side_by_side_where_they_fit(tmp_path: Path) -> None:
+    found = summaries([invented(tmp_path / "run")], "")
+    assert "improvement above chance, points" in printed(found, 100)
+    narrow = printed(found, 50)
+    assert "improvement above chance, points" not in narrow
+    assert "tiny, continued" in narrow
+
+
+def test_improvement_and_its_chance_level_share_a_table(tmp_path: Path) -> None:
+    shown = printed(summaries([invented(tmp_path / "run")], "") * 3, 80)
+    [together] = [part for part in shown.split("continued") if "improved" in part]
+    assert "chance" in together
+
+
+def test_prefilled_arms_have_a_dash_and_a_reason(tmp_path: Path) -> None:
+    given = [trial(10, 90, cluster=f"c{i % 4}", key=str(i)) for i in range(8)]
+    made = [replace(o, prefilled=True) for o in given]
+    s = summarise(made, protocol="prefill", arm="steered", model="m", n_resamples=50)
+    [line] = [line for line in printed([s], 100).splitlines() if "by chance" in line]
+    assert "–" in line
+    assert "no chance level" in printed([s], 100)
+    own = summarise(given, protocol="esr", arm="steered", model="m", n_resamples=50)
+    assert "no chance level" not in printed([own], 100)
 
 
 @pytest.mark.parametrize("prefix", ["", "see "])

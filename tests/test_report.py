@@ -32,7 +32,7 @@ from steerback.judge.segment import restarts
 from steerback.protocols.base import Analysis, Sheet
 from steerback.report import doses, gallery, published, strengths, transcripts, wording
 from steerback.report.gather import gather
-from steerback.report.numbers import known_protocols
+from steerback.report.numbers import known_protocols, run_folders
 from steerback.report.page import table, write_report
 from steerback.stats import Outcome, compare, summarise
 from steerback.store import Store
@@ -484,6 +484,21 @@ def test_several_runs_share_a_page(tmp_path: Path) -> None:
     assert len(data["trials"]) == 48
 
 
+def test_a_run_that_is_given_twice_counts_once(tmp_path: Path) -> None:
+    folder = invented(tmp_path / "both" / "a", 6)
+    (tmp_path / "link").symlink_to(folder)
+    assert run_folders([folder, tmp_path / "link", tmp_path / "both"]) == [folder]
+
+
+def test_runs_are_told_apart_in_the_terminal(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        invented(tmp_path / name, 6)
+    done = CliRunner().invoke(app, ["report", str(tmp_path)])
+    lines = {line.strip() for line in done.output.splitlines()}
+    assert {"invented (a)", "invented (b)"} <= lines
+    assert "tiny" not in lines
+
+
 def test_run_that_is_going_on_is_reported(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("report*"))
     with Store.open(tmp_path / "run", {**CONFIG}) as store:
@@ -578,22 +593,6 @@ def test_any_protocol_is_shown(run: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 # --- the command line ---------------------------------------------------------------------------------
-
-
-def test_json_keeps_its_shape(run: Path) -> None:
-    done = CliRunner().invoke(app, ["report", str(run), "--json"])
-    found = json.loads(done.output)
-    assert [(s["protocol"], s["n"], s["missing"]) for s in found] == [
-        ("baseline", 60, 0),
-        ("esr", 57, 3),
-    ]
-    rates = ("multi_attempt", "esr", "cond_improvement", "chance_improvement", "first_score")
-    for s in found:
-        assert set(s) == {
-            *("protocol", "arm", "model", "n", "clusters", "missing"),
-            *(*rates, "degraded", "implicit_recovery"),
-        }
-        assert all(set(s[name]) == {"rate", "low", "high"} for name in rates)
 
 
 def test_command_prints_where_the_page_is(run: Path, tmp_path: Path) -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from steerback.armtable import ArmTable, interval
 from steerback.engine.base import Progress as EngineProgress
 from steerback.judge.segment import restarts
 from steerback.organism.check import Finding
 from steerback.records import Record
-from steerback.stats import Mean, Power, Summary
-from steerback.types import Rate
+from steerback.stats import Power, Summary
 from steerback.ui import Ui
 
 ATTEMPT_STYLES = ("on dark_red", "on dark_green", "on dark_blue", "on dark_magenta")
@@ -83,71 +83,21 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def percent(rate: Rate | Mean, digits: int = 1) -> str:
-    """`12.3 [10.1, 14.9]` per cent; a dash where it is not defined."""
-    value = rate.rate if isinstance(rate, Rate) else rate.value
-    return _interval(100 * value, 100 * rate.low, 100 * rate.high, digits)
-
-
-def score(mean: Mean) -> str:
-    return _interval(mean.value, mean.low, mean.high, 1)
-
-
-def _interval(value: float, low: float, high: float, digits: int) -> str:
-    if not math.isfinite(value):
-        return "–"
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-MOST_COLUMNS = 3
-"""Arms that fit side by side."""
-ROWS: tuple[tuple[str, Callable[[Summary], str]], ...] = (
-    ("trials, clusters, missing", lambda s: f"{s.n}, {s.clusters}, {s.missing}"),
-    ("first-attempt score", lambda s: score(s.first_score)),
-    ("multi-attempt %", lambda s: percent(s.multi_attempt)),
-    ("improved, of restarted %", lambda s: percent(s.cond_improvement)),
-    ("improved by chance %", lambda s: percent(s.chance_improvement)),
-    ("ESR %", lambda s: percent(s.esr)),
-    ("ESR above chance %", lambda s: percent(s.esr_above_chance)),
-    ("implicit recovery %", lambda s: percent(s.implicit_recovery)),
-    ("degraded %", lambda s: percent(s.degraded)),
+NOTE = "95% intervals in brackets; clusters: directions, or questions where nothing is steered"
+GIVEN = (
+    "prefilled arms have no chance level: their first attempts begin with texts that were chosen for "
+    "low scores"
 )
 
 
 def headline(summaries: Iterable[Summary]) -> Group:
-    """One table per model: a column per arm, or a row where they are many; 95% intervals in brackets."""
+    """A table per model, or several where it does not fit; 95% intervals in brackets."""
     by_model: dict[str, list[Summary]] = {}
     for s in summaries:
         by_model.setdefault(s.model, []).append(s)
-    note = "95% intervals in brackets; clusters: directions, or questions where nothing is steered"
-    return Group(*(_model_table(name, arms) for name, arms in by_model.items()), note)
-
-
-def _model_table(model: str, arms: Sequence[Summary]) -> Table:
-    return _wide(model, arms) if len(arms) <= MOST_COLUMNS else _long(model, arms)
-
-
-def _long(model: str, arms: Sequence[Summary]) -> Table:
-    """A row per arm with the measures that fit a terminal; the report has all of them."""
-    table = Table(title=model, title_justify="left")
-    table.add_column("")
-    shown = ("first-attempt score", "multi-attempt %", "ESR %")
-    for name in ("trials", *shown):
-        table.add_column(name, justify="right")
-    for s in arms:
-        cells = [cell(s) for name, cell in ROWS if name in shown]
-        table.add_row(f"{s.protocol}, {s.arm}", f"{s.n}", *cells)
-    return table
-
-
-def _wide(model: str, arms: Sequence[Summary]) -> Table:
-    table = Table(title=model, title_justify="left")
-    table.add_column("")
-    for s in arms:
-        table.add_column(f"{s.protocol}, {s.arm}", justify="right")
-    for name, cell in ROWS:
-        table.add_row(name, *(cell(s) for s in arms))
-    return table
+    given = any(s.prefilled for arms in by_model.values() for s in arms)
+    notes = [NOTE, GIVEN] if given else [NOTE]
+    return Group(*(ArmTable(name, arms) for name, arms in by_model.items()), *notes)
 
 
 def transcript(record: Record, label: str = "") -> Text:
@@ -215,7 +165,7 @@ def findings(found: Iterable[Finding]) -> Table:
         table.add_column(column, justify="right")
     for f in found:
         style = "" if f.met else "bold red"
-        value = _interval(f.value, f.low, f.high, 1)
+        value = interval(f.value, f.low, f.high, 1)
         wanted = f"{f.least:g} to {f.most:g}"
         table.add_row(f.organism, f.measure, value, wanted, str(f.n), style=style)
     return table

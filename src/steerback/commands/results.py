@@ -24,11 +24,11 @@ def report(
 ) -> None:
     """One page about one or several runs, with figures and transcripts; or their numbers."""
     from steerback.console import headline
-    from steerback.report.numbers import summaries
 
     if as_json:
-        found = summaries(folders, judge)
-        typer.echo(json.dumps([s.as_json() for s in found], indent=2, allow_nan=False))
+        from steerback.report.rows import rows
+
+        typer.echo(json.dumps(rows(folders, judge), indent=2, allow_nan=False))
         return
     from steerback.report.page import write_report
 

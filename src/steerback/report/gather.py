@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from steerback.finetune.design import NAME as COMPARED
 from steerback.judge.base import judges_whole
 from steerback.protocols.base import Analysis
 from steerback.records import Records
-from steerback.report.numbers import check_judge, known_protocols
+from steerback.report.numbers import check_judge, common_folder, known_protocols
 from steerback.report.strengths import Strength, strengths
 from steerback.stats import Outcome
 from steerback.store import Session, Store
@@ -72,6 +72,10 @@ class Run:
     sessions: tuple[Session, ...]
     notes: tuple[str, ...]
     """What a reader must know before the numbers."""
+
+    @property
+    def holds_anything(self) -> bool:
+        return bool(self.rows or self.strengths or self.experiments)
 
     @property
     def model(self) -> str:
@@ -162,6 +166,17 @@ def gather(folder: Path, judge: str = "") -> Run:
             sessions=tuple(store.sessions()),
             notes=tuple(_notes(store, rows, names)),
         )
+
+
+def told_apart(runs: Sequence[Run]) -> list[Run]:
+    """Runs of one name are told apart by their folders, as far as those differ."""
+    names, common = [r.name for r in runs], common_folder([r.folder for r in runs])
+    return [
+        replace(r, name=f"{r.name} ({r.folder.resolve().relative_to(common)})")
+        if names.count(r.name) > 1
+        else r
+        for r in runs
+    ]
 
 
 def _experiments(records: Records, names: Sequence[str]) -> Iterator[Experiment]:

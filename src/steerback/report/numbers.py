@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from steerback import protocols
@@ -17,14 +18,20 @@ FILE = "run.sqlite"
 
 
 def run_folders(folders: Iterable[Path]) -> list[Path]:
-    """The runs in or below these folders, in order. Raises UserError where there is none."""
-    found: list[Path] = []
+    """The runs in or below these folders, in order, each once. Raises UserError where there is none."""
+    found: dict[Path, Path] = {}
     for folder in folders:
         here = sorted(p.parent for p in folder.rglob(FILE)) if folder.is_dir() else []
         if not here:
             raise UserError(f"{folder}: no run here (no {FILE} in or below it)")
-        found += here
-    return list(dict.fromkeys(found))
+        for place in here:
+            found.setdefault(place.resolve(), place)
+    return list(found.values())
+
+
+def common_folder(places: Sequence[Path]) -> Path:
+    """The deepest folder that holds all of them; of one, that one."""
+    return Path(os.path.commonpath([p.resolve() for p in places])) if len(places) > 1 else places[0]
 
 
 def config_of(store: Store) -> RunConfig:

@@ -14,15 +14,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from steerback.errors import UserError
-from steerback.report import wording
+from steerback.protocols.base import Analysis
+from steerback.report import significance, wording
 from steerback.report.gallery import Gallery
-from steerback.report.gather import HEADLINE, Run, gather
-from steerback.report.numbers import run_folders
+from steerback.report.gather import HEADLINE, Run, gather, told_apart
+from steerback.report.numbers import common_folder, run_folders
 from steerback.report.provenance import about
 from steerback.report.published import published
 from steerback.report.strengths import CLOSE, share_close
 from steerback.report.transcripts import island
-from steerback.stats import Summary
+from steerback.stats import Comparison, Summary
 
 FIGURES = "report_figures"
 
@@ -40,14 +41,14 @@ def write_report(folders: Sequence[Path], out: Path | None = None, judge: str = 
     Raises UserError: no run, nothing stored yet, an unknown judge, a place that cannot be written.
     """
     places = run_folders(folders)
-    runs = [run for run in (gather(place, judge) for place in places) if _holds_anything(run)]
+    runs = [run for run in (gather(place, judge) for place in places) if run.holds_anything]
     if not runs:
         names = ", ".join(str(p) for p in places)
         raise UserError(
             f"{names}: nothing to report yet, no trial is stored; `steerback status` shows how far "
             "the run is"
         )
-    target = out or _common(places)
+    target = out or common_folder(places)
     return write_runs(runs, target / "report.html" if target.is_dir() else target)
 
 
@@ -56,15 +57,12 @@ def write_runs(runs: Sequence[Run], target: Path) -> Written:
     try:
         figures = target.parent / FIGURES
         figures.mkdir(parents=True, exist_ok=True)
-        html = render(_named(runs), Gallery(figures))
+        runs = told_apart(runs)
+        html = render(runs, Gallery(figures))
         _write(target, html)
     except OSError as error:
         raise UserError(f"{target}: cannot write here ({error.strerror or error})") from error
     return Written(target, tuple(_summaries(runs, everything=True)))
-
-
-def _holds_anything(run: Run) -> bool:
-    return bool(run.rows or run.strengths or run.experiments)
 
 
 def _write(target: Path, html: str) -> None:
@@ -75,21 +73,6 @@ def _write(target: Path, html: str) -> None:
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _common(places: Sequence[Path]) -> Path:
-    return Path(os.path.commonpath([p.resolve() for p in places])) if len(places) > 1 else places[0]
-
-
-def _named(runs: Sequence[Run]) -> list[Run]:
-    """Runs of one name are told apart by their folders, as far as those differ."""
-    names, common = [r.name for r in runs], _common([r.folder for r in runs])
-    return [
-        replace(r, name=f"{r.name} ({r.folder.resolve().relative_to(common)})")
-        if names.count(r.name) > 1
-        else r
-        for r in runs
-    ]
 
 
 def render(runs: Sequence[Run], gallery: Gallery) -> str:
@@ -159,12 +142,18 @@ def _title(runs: Sequence[Run]) -> str:
 def _summaries(runs: Sequence[Run], everything: bool = False) -> list[Summary]:
     """Of the headline's protocols or of all, with runs of one model told apart."""
     return [
-        replace(s, model=run.name) if len(runs) > 1 and run.name != s.model else s
+        replace(s, model=_subject(run, s.model)) if len(runs) > 1 else s
         for run in runs
         for e in run.experiments
         if everything or e.name in HEADLINE
         for s in e.analysis.summaries
     ]
+
+
+def _subject(run: Run, model: str) -> str:
+    """What heads an arm where runs stand side by side: the run, and its model if it has several."""
+    models = {s.model for e in run.experiments for s in e.analysis.summaries}
+    return f"{run.name}, {model}" if len(models) > 1 and model != run.name else run.name
 
 
 def table(summaries: Sequence[Summary]) -> dict[str, Any]:
@@ -179,6 +168,15 @@ def table(summaries: Sequence[Summary]) -> dict[str, Any]:
         "rows": [(m.title, m.gloss, [m.cell(s) for s in columns]) for m in measures],
         "notes": [wording.PREFILLED] if any(given) else [],
     }
+
+
+def _comparisons(analysis: Analysis) -> list[tuple[str, Comparison, dict[str, Any]]]:
+    """(what is compared with what, the comparison, its cells)"""
+    adjusted = significance.adjusted([c.p for _, c in analysis.comparisons])
+    return [
+        (what, c, {**wording.comparison(c, p), "disagree": significance.disagree(c)})
+        for (what, c), p in zip(analysis.comparisons, adjusted, strict=True)
+    ]
 
 
 def _experiments(runs: Sequence[Run], gallery: Gallery) -> list[dict[str, Any]]:
@@ -196,7 +194,8 @@ def _experiments(runs: Sequence[Run], gallery: Gallery) -> list[dict[str, Any]]:
                 (s, [[wording.entry(x) for x in r] for r in s.rows]) for s in e.analysis.sheets
             ],
             "charts": gallery.charts(run, e),
-            "comparisons": [(what, c, wording.comparison(c)) for what, c in e.analysis.comparisons],
+            "comparisons": _comparisons(e.analysis),
+            "on_tests": significance.notes([c for _, c in e.analysis.comparisons]),
         }
         for run in runs
         for e in run.experiments

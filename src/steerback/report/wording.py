@@ -127,16 +127,21 @@ MEASURES = (
 )
 
 
-def comparison(c: Comparison) -> dict[str, Cell]:
-    """Cells of one row of a table of comparisons."""
+def comparison(c: Comparison, p_holm: float) -> dict[str, Cell]:
+    """Cells of one row of a table of comparisons; `p_holm`: p adjusted for all its rows."""
     by = scale(c.measure)
     return {
         "a": Cell(number(by * c.a)),
         "b": Cell(number(by * c.b)),
         "difference": cell(c.difference, by, signed=True),
         "ratio": entry(c.ratio),
-        "p": Cell(DASH if math.isnan(c.p) else "< 0.001" if c.p < 0.001 else f"{c.p:.3f}"),
+        "p": _p(c.p),
+        "p_holm": _p(p_holm),
     }
+
+
+def _p(p: float) -> Cell:
+    return Cell(DASH if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}")
 
 
 def entry(x: Entry) -> Cell:

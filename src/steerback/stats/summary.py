@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,11 @@ CHANCE = (
     "esr_above_chance",
 )
 """Estimates that rest on first attempts being the model's own."""
+
+PUBLISHED = (
+    *("protocol", "arm", "model", "n", "clusters", "missing", "multi_attempt", "esr"),
+    *("cond_improvement", "chance_improvement", "first_score", "degraded", "implicit_recovery"),
+)
 
 
 @dataclass(frozen=True)
@@ -83,15 +88,14 @@ class Summary:
     what stands above them, are NaN."""
 
     def as_json(self) -> dict[str, Any]:
-        """The published shape: names, counts and `{rate, low, high}`; unknown is null, never NaN."""
-        names = ("multi_attempt", "esr", "cond_improvement", "chance_improvement", "first_score")
-        heads = ("protocol", "arm", "model", "n", "clusters", "missing")
-        return {h: getattr(self, h) for h in heads} | {
-            m: _bounds(getattr(self, m)) for m in (*names, "degraded", "implicit_recovery")
-        }
+        """Names, counts, and every estimate as `{rate, low, high}`, those of the published shape first;
+        unknown is null, never NaN."""
+        values = {n: getattr(self, n) for n in (*PUBLISHED, *(f.name for f in fields(self)))}
+        return {k: bounds(v) if isinstance(v, Rate | Mean) else v for k, v in values.items()}
 
 
-def _bounds(estimate: Rate | Mean) -> dict[str, float | None]:
+def bounds(estimate: Rate | Mean) -> dict[str, float | None]:
+    """Unknown and infinite numbers are None."""
     numbers = dict(zip(("rate", "low", "high"), _triple(estimate), strict=True))
     return {name: float(x) if math.isfinite(x) else None for name, x in numbers.items()}
 
