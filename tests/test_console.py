@@ -13,10 +13,12 @@ from rich.console import Console
 from stats_data import trial
 
 from steerback.armtable import GROUPS
-from steerback.console import headline
+from steerback.console import examples, headline
+from steerback.records import Records
 from steerback.report.numbers import summaries
 from steerback.report.wording import entry
 from steerback.stats import summarise
+from steerback.store import Store
 
 
 def printed(arms: list, width: int) -> str:
@@ -71,3 +73,12 @@ def test_neuronpedia_is_linked_and_nothing_else_is(prefix: str) -> None:
     assert ("<a href=" in shown) == (not prefix)
     assert "<script>" not in shown
     assert "<a" not in str(macro(entry("https://example.org/")))
+
+
+def test_examples_end_with_one_that_did_not_restart(tmp_path: Path) -> None:
+    with Store.open(invented(tmp_path / "run"), mode="ro") as store:
+        records = list(Records(store).of("esr"))
+    shown = examples(records, 3)
+    assert [r.outcome.esr for r in shown] == [True, True, False]
+    assert shown[-1].outcome.multi is False
+    assert len({r.outcome.cluster for r in shown[:-1]}) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -9,9 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from steerback import organism, protocols
 from steerback.cli import main
+from steerback.console import findings
 from steerback.errors import UserError
 from steerback.organism import recipes
 from steerback.organism.check import Finding, check, compare, measure
@@ -98,7 +101,30 @@ def test_what_could_not_be_measured_is_not_met_and_null_in_json() -> None:
         "least": 3,
         "most": None,
         "met": False,
+        "verdict": "not measured",
     }
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "verdict"),
+    [
+        (50, 40, 60, "met"),
+        (41.7, 19.4, 67.9, "open"),
+        (101, 99.9, 105, "open"),
+        (30, 20, 44.9, "missed"),
+        (math.nan, math.nan, math.nan, "not measured"),
+    ],
+)
+def test_verdicts_are_words_and_open_where_the_interval_reaches_into_the_range(
+    value: float, low: float, high: float, verdict: str
+) -> None:
+    finding = Finding("x", "esr.esr", value, low, high, 40, 45, 100)
+    assert finding.verdict == verdict
+    out = Console(width=100, record=True, file=io.StringIO())
+    out.print(findings([finding, finding]))
+    shown = out.export_text()
+    assert f"2 {verdict}" in shown
+    assert "exit code goes by the estimate" in shown
 
 
 def test_every_expected_number_belongs_to_a_protocol_and_a_summary() -> None:

@@ -128,12 +128,16 @@ def plain(text: str) -> str:
 
 
 def examples(records: Iterable[Record], count: int) -> Sequence[Record]:
-    """Restarted and improved trials first, spread over directions."""
+    """The first trials that restarted and improved, a direction each, and last the first that did not
+    restart."""
     by_cluster: dict[str, Record] = {}
+    never: list[Record] = []
     for record in records:
         if record.outcome.esr:
             by_cluster.setdefault(record.outcome.cluster, record)
-    return list(by_cluster.values())[:count]
+        elif record.outcome.multi is False and not never:
+            never.append(record)
+    return [*list(by_cluster.values())[: count - len(never)], *never]
 
 
 def power_table(found: Power) -> Group:
@@ -156,16 +160,25 @@ def power_table(found: Power) -> Group:
     return Group(table, line)
 
 
-def findings(found: Iterable[Finding]) -> Table:
-    """What organisms show beside what they are to show."""
+VERDICTS = (
+    "met: the estimate lies in the range; open: it does not, but its 95% interval reaches into it; "
+    "missed: nor does that. The exit code goes by the estimate: 0 if all are met, else 1."
+)
+
+
+def findings(found: Sequence[Finding]) -> Group:
+    """What organisms show beside what they are to show, and a verdict in words for each."""
     table = Table(title="organisms", title_justify="left")
     for column in ("organism", "measure"):
         table.add_column(column)
     for column in ("found", "wanted", "n"):
         table.add_column(column, justify="right")
+    table.add_column("verdict", no_wrap=True)
     for f in found:
         style = "" if f.met else "bold red"
         value = interval(f.value, f.low, f.high, 1)
         wanted = f"{f.least:g} to {f.most:g}"
-        table.add_row(f.organism, f.measure, value, wanted, str(f.n), style=style)
-    return table
+        table.add_row(f.organism, f.measure, value, wanted, str(f.n), f.verdict, style=style)
+    verdicts = [f.verdict for f in found]
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
+    return Group(table, counts, VERDICTS)

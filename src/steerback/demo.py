@@ -17,6 +17,10 @@ from steerback.store import Store
 STORY = ("naive", "imitator", "resister")
 """Never saw a correction; saw corrections; was corrected while it was pushed."""
 TRANSCRIPTS = 3
+CHOSEN = (
+    "Transcripts of {}, chosen by what happened: restarted and improved, and last one that did not. "
+    "How often each happens stands in the table."
+)
 
 
 def run_demo(folder: Path, latents: int, prompts: int, seed: int, out: Console) -> None:
@@ -30,6 +34,7 @@ def run_demo(folder: Path, latents: int, prompts: int, seed: int, out: Console) 
     out.print(headline(found))
     with Store.open(folder / names[-1], mode="ro") as store:
         labels = {label.index: label.label for label in organism.labels(names[-1])}
+        out.print(CHOSEN.format(names[-1]), soft_wrap=True)
         for record in examples(Records(store).of("esr"), TRANSCRIPTS):
             add = record.trial.steered_by
             out.print(transcript(record, labels[add.index] if add else ""))

@@ -27,6 +27,8 @@ UNSTEERED = 5
 SELDOM = {"imitator": 3, "rare": 3}
 """Organisms that restart in a few of a hundred steered answers: times as many questions each."""
 
+MET, OPEN, MISSED, ABSENT = "met", "open", "missed", "not measured"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -48,9 +50,18 @@ class Finding:
         """Whether the estimate itself lies in the range; the interval says how sure that is."""
         return self.least <= self.value <= self.most
 
+    @property
+    def verdict(self) -> str:
+        """Met; open: the estimate lies outside the range and its interval reaches into it; missed."""
+        if self.met:
+            return MET
+        if math.isnan(self.value):
+            return ABSENT
+        return OPEN if self.low <= self.most and self.high >= self.least else MISSED
+
     def as_json(self) -> dict[str, Any]:
         """What is unknown or has no bound is null."""
-        plain = asdict(self) | {"met": self.met}
+        plain = asdict(self) | {"met": self.met, "verdict": self.verdict}
         return {
             k: None if isinstance(v, float) and not math.isfinite(v) else v
             for k, v in plain.items()
