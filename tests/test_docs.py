@@ -7,9 +7,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+from runs import small
 
 from steerback.cli import main
 from steerback.organism.corpus import topics
+from steerback.run import run
 
 ROOT = Path(__file__).parents[1]
 SHORT = ("--latents", "2", "--prompts", "2")
@@ -29,6 +31,23 @@ def test_python_examples_run(page: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert found
     for block in found:
         exec(compile(block, page, "exec"), space)
+
+
+def test_what_the_page_on_runs_computes_is_what_the_report_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = run(small(Path("runs/demo"), protocols=["baseline", "esr"]))
+    [summary] = found["esr"].summaries
+    space: dict[str, object] = {}
+    capsys.readouterr()
+    for block in blocks("docs/runs.md", "python"):
+        exec(compile(block, "docs/runs.md", "exec"), space)
+    multi = summary.multi_attempt
+    said = f"{multi.rate:.3f} [{multi.low:.3f}, {multi.high:.3f}] of {multi.n} trials"
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert str(summary.esr) in printed
 
 
 def commands() -> list[list[str]]:

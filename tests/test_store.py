@@ -530,6 +530,30 @@ def test_read_is_a_table_with_one_row_per_trial(tmp_path: Path) -> None:
         table.read(tmp_path, judge="exat")
 
 
+def test_missing_is_what_the_statistics_leave_out(tmp_path: Path) -> None:
+    """A trial whose last attempt alone has no score is `ok` and missing."""
+    with Store.open(tmp_path, {}) as store:
+        store.add([make_pair(0), make_pair(1), make_pair(2)])
+        a, b, c = (t.key for t, _ in store.trials())
+        half = Attempt(0, 3, 40.0), Attempt(3, 5, None)
+        store.add_verdicts([make_verdict(a), Verdict(b, "exact", half, "ok")])
+    frame = table.read(tmp_path).set_index("key")
+    assert set(frame.status[[a, b]]) == {"ok"}
+    assert list(frame.missing[[a, b]]) == [False, True]
+    assert frame.missing[[c]].isna().all()
+    assert list(frame[~frame.missing].index) == [a]
+
+
+def test_the_search_for_strengths_is_left_out_of_the_table(tmp_path: Path) -> None:
+    trial, made = make_pair(0)
+    search = replace(trial, protocol="calibration")
+    with Store.open(tmp_path, {}) as store:
+        store.add([(trial, made), (search, replace(made, trial_key=search.key))])
+    assert list(table.read(tmp_path).key) == [trial.key]
+    assert set(table.read(tmp_path, calibration=True).key) == {trial.key, search.key}
+    assert len(pd.read_csv(table.export(tmp_path, "csv"))) == 2
+
+
 def test_an_empty_run_is_an_empty_table(tmp_path: Path) -> None:
     Store.open(tmp_path).close()
     assert table.read(tmp_path).shape == (0, len(table.COLUMNS))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from steerback.codec import portable
 from steerback.errors import UserError, nearest
+from steerback.stats import outcome
 from steerback.store import Store
 from steerback.types import Generation, Trial, Verdict
 
@@ -40,6 +41,7 @@ COLUMNS = {
     "n_tokens": "int64",
     "judge": "str",
     "status": "str",
+    "missing": "boolean",
     "attempts": "Int64",
     "first": "float64",
     "last": "float64",
@@ -47,20 +49,34 @@ COLUMNS = {
 """Columns of `read` and their pandas types. `str` columns hold None where there is nothing."""
 
 
-def read(folder: str | Path, judge: str | None = None) -> pd.DataFrame:
+CALIBRATION = "calibration"
+"""The protocol of trials that were made in search of a strength."""
+
+
+def read(
+    folder: str | Path, judge: str | None = None, *, calibration: bool = False
+) -> pd.DataFrame:
     """One row per stored trial, in the order of the keys, with the columns `COLUMNS`.
+
+    Trials of the search for strengths are left out unless `calibration`: they were made at other
+    strengths than the calibrated one, so they belong to no rate.
 
     `source`, `index`, `strength`, `unit`, `layer` are those of the first added direction, empty for
     an unsteered trial. `attempts`, `first`, `last` (scores 0-100) are of `judge`, by default the
-    judge with most verdicts; `status` is empty where it has not judged. May be called while the run
-    is going on. Raises UserError if there is no run, or no verdict of that judge.
+    judge with most verdicts; `status` is empty where it has not judged. `missing` is true where the
+    statistics leave a trial out (`stats.outcomes`), empty where it is not judged. May be called while
+    the run is going on. Raises UserError if there is no run, or no verdict of that judge.
     """
     import pandas as pd  # slow to import: only who asks for a table pays
 
     with Store.open(folder, mode="ro") as store:
         name = _choose_judge(store, judge)
         verdicts = store.verdicts(name) if name else {}
-        rows = [_row(t, g, verdicts.get(g.trial_key)) for t, g in store.trials()]
+        rows = [
+            _row(t, g, verdicts.get(g.trial_key))
+            for t, g in store.trials()
+            if calibration or t.protocol != CALIBRATION
+        ]
     frame: pd.DataFrame = pd.DataFrame(
         {
             column: pd.Series([r.get(column) for r in rows], dtype=_dtype(kind))
@@ -93,6 +109,7 @@ def _row(trial: Trial, made: Generation, verdict: Verdict | None) -> dict[str, A
         row |= {"unit": add.unit, "layer": add.layer}
     if verdict:
         row |= {"judge": verdict.judge, "status": verdict.status}
+        row["missing"] = outcome(trial.key, trial.cluster, verdict, made.text).missing
         row["attempts"] = len(verdict.attempts)
         if verdict.attempts:
             row |= {"first": verdict.attempts[0].score, "last": verdict.attempts[-1].score}
@@ -159,7 +176,9 @@ def _write_jsonl(folder: Path, file: BinaryIO) -> None:
 
 
 def _write_csv(folder: Path, file: BinaryIO) -> None:
-    read(folder).to_csv(file, index=False, errors="backslashreplace", lineterminator="\n")
+    read(folder, calibration=True).to_csv(
+        file, index=False, errors="backslashreplace", lineterminator="\n"
+    )
 
 
 def _write_parquet(folder: Path, file: BinaryIO) -> None:
@@ -167,7 +186,7 @@ def _write_parquet(folder: Path, file: BinaryIO) -> None:
         raise UserError(
             "export: parquet needs pyarrow; install it with: pip install 'steerback[parquet]'"
         )
-    frame = read(folder)
+    frame = read(folder, calibration=True)
     texts = [name for name, kind in COLUMNS.items() if kind == "str"]
     frame[texts] = frame[texts].map(portable)
     frame.to_parquet(file, engine="pyarrow", index=False)
