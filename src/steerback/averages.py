@@ -18,6 +18,7 @@ from steerback.stats.bootstrap import (
     ratio,
     sum_by_cluster,
 )
+from steerback.stats.influence import at_least_t
 
 Floats = NDArray[np.float64]
 
@@ -37,6 +38,7 @@ def cluster_mean(
     value = float(values[known].mean())
     low, high = percentile_interval(draws, n)
     low, high = min(low, value), max(high, value)
+    low, high = at_least_t((low, high), value, values[known] - value, codes, (len(names), n))
     return Mean(value, low, high, len(names), n, missing, "cluster bootstrap")
 
 

@@ -71,22 +71,32 @@ class ChanceDirection:
     @classmethod
     def of(cls, first: Floats, multi: Floats, codes: Ints, n_clusters: int) -> ChanceDirection:
         """`first` [n] scores, `multi` [n] 0 or 1, `codes` [n] cluster numbers."""
-        by_cluster = np.lexsort((first, codes))
-        code, score = codes[by_cluster], first[by_cluster]
-        size = np.bincount(codes, minlength=n_clusters)
-        end = np.cumsum(size)[code]
-        # Last trial of the same cluster with the same score: the ones after it win.
-        change = np.flatnonzero((np.diff(code) != 0) | (np.diff(score) != 0)) + 1
-        stops = np.append(change, len(code))
-        ties_end = stops[np.searchsorted(stops, np.arange(len(code)), side="right")]
-        others = size[code] - 1
-        counted = multi[by_cluster] * (others > 0)
-        share = counted * (end - ties_end) / np.maximum(others, 1)
+        others = np.bincount(codes, minlength=n_clusters)[codes] - 1
+        counted = multi * (others > 0)
+        share = counted * share_within(first, codes)
         return cls(
-            wins=sum_by_cluster(code, n_clusters, share),
-            restarts=sum_by_cluster(code, n_clusters, counted),
+            wins=sum_by_cluster(codes, n_clusters, share),
+            restarts=sum_by_cluster(codes, n_clusters, counted),
         )
 
     def __call__(self, counts: Floats) -> Floats:
         """counts [b, clusters] -> chance level [b]; NaN where no restarted trial was drawn."""
         return ratio(counts @ self.wins, counts @ self.restarts)
+
+
+def share_within(first: Floats, codes: Ints) -> Floats:
+    """[n]: share of the other trials of its direction that begin above each trial; 0 if it is alone.
+
+    `first` [n] scores, `codes` [n] cluster numbers.
+    """
+    by_cluster = np.lexsort((first, codes))
+    code, score = codes[by_cluster], first[by_cluster]
+    size = np.bincount(codes)
+    end = np.cumsum(size)[code]
+    # Last trial of the same cluster with the same score: the ones after it win.
+    change = np.flatnonzero((np.diff(code) != 0) | (np.diff(score) != 0)) + 1
+    stops = np.append(change, len(code))
+    ties_end = stops[np.searchsorted(stops, np.arange(len(code)), side="right")]
+    share = np.empty(len(code))
+    share[by_cluster] = (end - ties_end) / np.maximum(size[code] - 1, 1)
+    return share

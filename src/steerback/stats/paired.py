@@ -18,6 +18,7 @@ from steerback.stats.bootstrap import (
     LEVEL,
     RESAMPLES,
     Floats,
+    Ints,
     Mean,
     Seed,
     bootstrap,
@@ -27,6 +28,7 @@ from steerback.stats.bootstrap import (
     sum_by_cluster,
 )
 from steerback.stats.effects import Alternative
+from steerback.stats.influence import at_least_t, of_ratio
 from steerback.stats.intervals import rate_from_sums
 from steerback.stats.measures import measure as find
 from steerback.stats.mover import SQUARE_AND_ADD, few_events
@@ -76,6 +78,10 @@ def compare(
     sums = np.stack([sum_by_cluster(codes, n_clusters, c) for c in columns], axis=1)
     rng = np.random.default_rng(seed)
     means, difference, relative = _estimates(sums, n_resamples, level, rng)
+    if n_clusters > 1:
+        difference, relative = _at_least_t(
+            difference, relative, means, columns, codes, level, positive=spec.low >= 0
+        )
     if spec.is_rate:
         rates = [rate_from_sums(sums[:, i], sums[:, i + 1], 0, level) for i in (0, 2)]
         if few_events(*rates):
@@ -145,6 +151,33 @@ def _estimates(
 
     difference = estimate(b - a, drawn_b - drawn_a)
     return (float(a), float(b)), difference, estimate(ratio(b, a), ratio(drawn_b, drawn_a))
+
+
+def _at_least_t(
+    absolute: Mean,
+    relative: Mean,
+    means: tuple[float, float],
+    columns: Sequence[Floats],
+    codes: Ints,
+    level: float,
+    positive: bool,
+) -> tuple[Mean, Mean]:
+    """Both with intervals no shorter than t's; of the ratio on the log scale, where it has one."""
+    if any(math.isnan(m) for m in means):
+        return absolute, relative
+    a, b = of_ratio(*columns[:2]), of_ratio(*columns[2:])
+    support = absolute.n, absolute.clusters
+    low, high = at_least_t(
+        (absolute.low, absolute.high), absolute.value, b - a, codes, support, level=level
+    )
+    absolute = replace(absolute, low=low, high=high)
+    if positive and min(means) > 0:
+        logs = -math.inf if relative.low <= 0 else math.log(relative.low), math.log(relative.high)
+        low, high = at_least_t(
+            logs, math.log(relative.value), b / means[1] - a / means[0], codes, support, level=level
+        )
+        relative = replace(relative, low=math.exp(low), high=math.exp(high))
+    return absolute, relative
 
 
 def _square_and_add(a: Rate, b: Rate, absolute: Mean, relative: Mean) -> tuple[Mean, Mean]:

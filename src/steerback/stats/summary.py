@@ -23,7 +23,8 @@ from steerback.stats.bootstrap import (
     ratio,
     sum_by_cluster,
 )
-from steerback.stats.chance import ChanceAll, ChanceDirection
+from steerback.stats.chance import ChanceAll, ChanceDirection, share_within
+from steerback.stats.influence import at_least_t, of_chance, of_ratio
 from steerback.stats.intervals import rate_from_sums
 from steerback.stats.measures import MEASURES
 from steerback.stats.mover import SQUARE_AND_ADD, few_events
@@ -196,6 +197,15 @@ def _bootstrapped(
             low, high = bounds
         # With few clusters the value can lie outside the central resamples.
         low, high = min(low, value[column]), max(high, value[column])
+        low, high = at_least_t(
+            (low, high),
+            float(value[column]),
+            arm.influence(name),
+            codes,
+            (n, clusters),
+            level=level,
+            bounds=bounds,
+        )
         estimates[name] = Mean(float(value[column]), low, high, n, clusters, method=BOOTSTRAP)
     return estimates
 
@@ -215,21 +225,23 @@ class _Arm:
     """Everything the bootstrap evaluates, as functions of cluster counts."""
 
     def __init__(self, scored: Sequence[Outcome], codes: Ints, n_clusters: int) -> None:
-        self.sums: dict[str, tuple[Floats, Floats]] = {}
-        for name in ("multi_attempt", "cond_improvement", "first_score", "score_delta"):
-            top, bottom = MEASURES[name].columns(scored)
-            self.sums[name] = (
+        names = ("multi_attempt", "cond_improvement", "first_score", "score_delta")
+        self.columns = {name: MEASURES[name].columns(scored) for name in names}
+        self.sums = {
+            name: (
                 sum_by_cluster(codes, n_clusters, top),
                 sum_by_cluster(codes, n_clusters, bottom),
             )
-        first = MEASURES["first_score"].columns(scored)[0]
-        multi = MEASURES["multi_attempt"].columns(scored)[0]
+            for name, (top, bottom) in self.columns.items()
+        }
+        first, multi = (self.columns[name][0] for name in ("first_score", "multi_attempt"))
         self.chance = ChanceAll.of(first, multi, codes, n_clusters)
         self.chance_direction = ChanceDirection.of(first, multi, codes, n_clusters)
-        improved = MEASURES["cond_improvement"].columns(scored)[0]
+        improved = self.columns["cond_improvement"][0]
         # The same-direction chance leaves out trials alone in their direction: so must its partner.
         alone = np.bincount(codes, minlength=n_clusters)[codes] < 2
         self.accompanied = sum_by_cluster(codes, n_clusters, np.where(alone, 0.0, improved))
+        self._influences = self._all_influences(first, multi, improved, codes, alone)
 
     def evaluate(self, counts: Floats) -> Floats:
         """counts [b, clusters] -> [b, estimates], in the order of `_BOUNDS`."""
@@ -241,6 +253,33 @@ class _Arm:
         above = improved - chance
         esr = np.where(multi == 0, 0.0, multi * above)
         return np.stack([chance, same, above, beside - same, esr, first, delta], axis=1)
+
+    def influence(self, name: str) -> Floats:
+        """[n], trials in the order given; NaN where nothing restarted."""
+        return self._influences[name]
+
+    def _all_influences(
+        self, first: Floats, multi: Floats, improved: Floats, codes: Ints, alone: Any
+    ) -> dict[str, Floats]:
+        both = of_chance(first, multi)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            level = float(self.chance(np.ones((1, len(self.accompanied))))[0])
+            chance = (both - level * (multi - multi.mean())) / multi.mean()
+            accompanied = np.where(alone, 0.0, multi)
+            within = share_within(first, codes) * accompanied
+            same = of_ratio(within, accompanied)
+            above = of_ratio(improved, multi)
+            beside = of_ratio(np.where(alone, 0.0, improved), accompanied)
+            delta = of_ratio(*self.columns["score_delta"])
+        return {
+            "chance_improvement": chance,
+            "chance_same_direction": same,
+            "improvement_above_chance": above - chance,
+            "improvement_above_same_direction": beside - same,
+            "esr_above_chance": improved - improved.mean() - both,
+            "first_score": first - first.mean(),
+            "score_delta": delta,
+        }
 
     def support(self, name: str) -> tuple[int, int]:
         """Trials and clusters that an estimate rests on."""
