@@ -106,6 +106,17 @@ def test_with_many_clusters_nothing_is_changed(clusters):
     assert at_least_t((1, 2), 1.5, influence, codes, (len(codes), clusters)) == (1, 2)
 
 
+def test_a_single_restart_in_one_arm_is_compared_all_the_same():
+    a = [trial(10.0, 90.0 + i, cluster=f"k{i}", key=f"a{i}", pair=str(i)) for i in range(4)]
+    b = [
+        trial(10.0, 50.0 if i == 1 else None, cluster=f"k{i}", key=f"b{i}", pair=str(i))
+        for i in range(4)
+    ]
+    found = compare(a, b, "score_delta", n_resamples=100).difference
+    assert (found.n, found.clusters) == (1, 4)
+    assert found.low <= found.value <= found.high
+
+
 def test_what_is_not_known_is_not_widened():
     codes = np.array([0, 0, 1])
     assert at_least_t((1, 2), 1.5, np.array([1, np.nan, 0]), codes, (3, 2)) == (1, 2)

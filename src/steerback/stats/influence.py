@@ -57,11 +57,11 @@ def at_least_t(
     """`interval`, widened to hold the t interval with clusters - 1 degrees of freedom.
 
     `codes` [n]: cluster of each trial; `support`: trials and clusters that the estimate rests on;
-    `bounds`: what it cannot be beyond. Unchanged with one cluster, with many, and where an influence is
-    not known.
+    `bounds`: what it cannot be beyond. Unchanged with one cluster or trial, with many clusters, and
+    where an influence is not known.
     """
     n, clusters = support
-    if not 1 < clusters < FEW_CLUSTERS or not np.isfinite([value, *influence]).all():
+    if n < 2 or not 1 < clusters < FEW_CLUSTERS or not np.isfinite([value, *influence]).all():
         return interval
     sums = sum_by_cluster(codes, int(codes.max()) + 1, influence)
     squares = max(
