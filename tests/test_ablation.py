@@ -373,7 +373,7 @@ def test_what_clamps_do_to_the_language_is_counted_exactly(finished):
             for made in texts[arm]
         ]
         assert with_one.k == sum(map(any, bad))
-        assert share.value == pytest.approx(np.mean([x for each in bad for x in each]))
+        assert share.value == pytest.approx(100 * np.mean([x for each in bad for x in each]))
     broken = {t: c for t, c in analysis.comparisons if c.measure == "malformed"}
     assert broken["detectors, against steered"].difference.low > 0
     assert broken["detectors, unsteered, against unsteered"].a == 0

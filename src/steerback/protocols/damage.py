@@ -16,7 +16,7 @@ from steerback.protocols.base import Analysis, Sheet
 from steerback.protocols.clamping import Contrast, forest
 from steerback.protocols.twins import paired
 from steerback.records import Record
-from steerback.stats import Mean, Outcome, cluster_rate, compare
+from steerback.stats import Mean, Outcome, cluster_rate, compare, points
 
 MALFORMED = "malformed"
 """The measure: a text with at least one sentence that fits no template of the corpus."""
@@ -68,7 +68,7 @@ def _by_arm(stored: Mapping[str, Sequence[Record]], forms: Forms) -> Sheet:
     )
     return Sheet(
         "Sentences that fit no template",
-        ("arm", "texts", "texts with one", "share of sentences"),
+        ("arm", "texts", "texts with one", "of sentences, %"),
         rows,
         (
             "the corpus has 24 templates and ten restart phrases; a last sentence that the token limit "
@@ -79,10 +79,10 @@ def _by_arm(stored: Mapping[str, Sequence[Record]], forms: Forms) -> Sheet:
 
 
 def _share(forms: Sequence[Form], clusters: Sequence[str]) -> Mean:
-    """Malformed sentences over all: the mean over sentences, each in its text's cluster."""
+    """Malformed sentences over all, in per cent: the mean over sentences, each in its text's cluster."""
     values = np.concatenate([np.arange(f.sentences) < f.malformed for f in forms])
     names = [c for f, c in zip(forms, clusters, strict=True) for _ in range(f.sentences)]
-    return cluster_mean(values.astype(np.float64), names)
+    return cluster_mean(100 * values.astype(np.float64), names)
 
 
 def _intact(
@@ -93,13 +93,13 @@ def _intact(
         before, after = ([o for o in x if not forms[o.trial_key].malformed] for x in (a, b))
         if paired(before, after):
             c = compare(before, after, "multi_attempt")
-            yield title, c.pairs, c.a, c.b, c.difference
+            yield title, c.pairs, 100 * c.a, 100 * c.b, points(c.difference, c.measure)
 
 
 def _restarts(rows: tuple[tuple[str, int, float, float, Mean], ...]) -> Sheet:
     return Sheet(
         "Multi-attempt rate where neither text is malformed",
-        ("what", "pairs", "without", "with", "difference"),
+        ("what", "pairs", "without, %", "with, %", "difference, points"),
         rows,
         (
             "pairs of trials; without, with: the arm compared with, and the arm",
