@@ -123,20 +123,24 @@ def test_page_marks_where_interval_and_p_disagree(
 # --- p values -----------------------------------------------------------------------------------------
 
 
-def test_adjusted_p_values_are_holms_over_those_that_are_known() -> None:
-    rng = np.random.default_rng(0)
-    p = rng.random(20) ** 3
-    with_gaps = np.insert(p, [0, 7, 20], math.nan)
-    found = adjusted(with_gaps)
-    assert found[~np.isnan(with_gaps)] == pytest.approx(multipletests(p, method="holm")[1])
-    assert np.isnan(found[np.isnan(with_gaps)]).all()
-    assert len(adjusted([])) == 0
-
-
 def made(clusters: int, p: float, low: float, high: float, **changes: Any) -> Comparison:
     mean = Mean((low + high) / 2, low, high, 9, clusters)
     c = Comparison("esr", 0.1, 0.2, mean, mean, p, "two-sided", 9, clusters, 0, (0, 0))
     return replace(c, **changes)
+
+
+def test_adjusted_p_values_are_holms_among_the_known_of_a_measure() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.random(20) ** 3
+    with_gaps = np.insert(p, [0, 7, 20], math.nan)
+    measures = np.where(rng.random(len(with_gaps)) < 0.5, "esr", "first_score")
+    compared = [made(400, x, 0.1, 0.2, measure=m) for x, m in zip(with_gaps, measures, strict=True)]
+    found = adjusted(compared)
+    assert np.isnan(found[np.isnan(with_gaps)]).all()
+    for measure in ("esr", "first_score"):
+        of = (measures == measure) & ~np.isnan(with_gaps)
+        assert found[of] == pytest.approx(multipletests(with_gaps[of], method="holm")[1])
+    assert len(adjusted([])) == 0
 
 
 @pytest.mark.parametrize("alternative", ["two-sided", "greater"])
@@ -173,11 +177,11 @@ def test_notes_name_the_least_p_and_what_holm_leaves() -> None:
     few = [made(8, 0.01, 0.1, 0.2)] * 10
     said = " ".join(notes(few))
     assert "With 8 directions p cannot fall below about 0.0078" in said
-    assert "none can come below 0.05" in said
+    assert "at most 10: so many for so few directions" in said
     assert "marked" not in said
     many = " ".join(notes([made(400, 0.3, 0.1, 0.2), made(8, 0.3, -0.1, 0.2)]))
     assert "With 8 to 400 directions" in many
     assert "0.0005 to 0.0078" in many
     assert "1 row is marked" in many
-    assert "none can" not in many
+    assert "so many" not in many
     assert notes([]) == []

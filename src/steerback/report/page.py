@@ -172,7 +172,7 @@ def table(summaries: Sequence[Summary]) -> dict[str, Any]:
 
 def _comparisons(analysis: Analysis) -> list[tuple[str, Comparison, dict[str, Any]]]:
     """(what is compared with what, the comparison, its cells)"""
-    adjusted = significance.adjusted([c.p for _, c in analysis.comparisons])
+    adjusted = significance.adjusted([c for _, c in analysis.comparisons])
     return [
         (what, c, {**wording.comparison(c, p), "disagree": significance.disagree(c)})
         for (what, c), p in zip(analysis.comparisons, adjusted, strict=True)

@@ -42,7 +42,7 @@ def _rows(run: Run) -> Iterator[tuple[str, Row]]:
 
 def _comparisons(experiment: Experiment) -> Iterator[Row]:
     compared = experiment.analysis.comparisons
-    adjusted = significance.adjusted([c.p for _, c in compared])
+    adjusted = significance.adjusted([c for _, c in compared])
     for (title, c), p_holm in zip(compared, adjusted, strict=True):
         yield {
             "protocol": experiment.name,

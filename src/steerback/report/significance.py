@@ -11,12 +11,23 @@ from steerback.stats import Comparison, holm
 from steerback.stats.bootstrap import LEVEL, RESAMPLES, Floats
 
 
-def adjusted(p: Sequence[float]) -> Floats:
-    """Holm's adjusted p values, in the order given; those that are not known do not count."""
+def adjusted(compared: Sequence[Comparison]) -> Floats:
+    """Holm's adjusted p values, in the order given, among the rows of the same measure; those that are
+    not known do not count."""
+    p = np.array([c.p for c in compared], np.float64)
     found = np.full(len(p), math.nan)
-    known = np.flatnonzero(~np.isnan(p))
-    found[known] = holm(np.asarray(p, np.float64)[known])
+    for rows in _families(compared):
+        found[rows] = holm(p[rows])
     return found
+
+
+def _families(compared: Sequence[Comparison]) -> list[list[int]]:
+    """Rows with a p value, by measure."""
+    rows: dict[str, list[int]] = {}
+    for i, c in enumerate(compared):
+        if not math.isnan(c.p):
+            rows.setdefault(c.measure, []).append(i)
+    return list(rows.values())
 
 
 def least_p(c: Comparison) -> float:
@@ -47,17 +58,17 @@ def notes(compared: Sequence[Comparison]) -> list[str]:
         return []
     least = sorted({least_p(c) for c in compared})
     directions = sorted({c.clusters for c in compared})
-    known = sum(not math.isnan(c.p) for c in compared)
+    rows = max(map(len, _families(compared)), default=0)
     said = [
         "Interval and p come from two methods. The interval draws directions anew, with their trials "
         "(with fewer than 10 events in an arm it is put together from the arms' own intervals, square "
         "and add). p is from swapping the arms' labels, a whole direction at a time.",
         f"With {_range(directions, 'g')} directions p cannot fall below about {_range(least, '.2g')}. "
-        f"p (Holm) is adjusted for the {known} rows of this table"
+        f"p (Holm) is adjusted for the rows of the same measure, at most {rows}"
         + (
-            ", so many for so few directions that none can come below 0.05: read the rows that were "
-            "of interest beforehand by their own p."
-            if known * least[0] >= 1 - LEVEL
+            ": so many for so few directions that none of them need come below 0.05. Read the rows that "
+            "were of interest beforehand by their own p."
+            if rows * least[0] >= 1 - LEVEL
             else "."
         ),
     ]
