@@ -41,9 +41,9 @@ def test_no_number_is_left_out_at_any_width(tmp_path: Path, times: int, width: i
 
 def test_few_arms_stand_side_by_side_where_they_fit(tmp_path: Path) -> None:
     found = summaries([invented(tmp_path / "run")], "")
-    assert "improvement above chance, points" in printed(found, 100)
+    assert "improved above chance, points" in printed(found, 100)
     narrow = printed(found, 50)
-    assert "improvement above chance, points" not in narrow
+    assert "improved above chance, points" not in narrow
     assert "tiny, continued" in narrow
 
 

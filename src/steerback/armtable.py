@@ -68,7 +68,7 @@ GROUPS: tuple[tuple[Row, ...], ...] = (
         Row("improved, of restarted %", "improved %", lambda s: percent(s.cond_improvement)),
         Row("improved by chance %", "by chance %", lambda s: percent(s.chance_improvement)),
         Row(
-            "improvement above chance, points",
+            "improved above chance, points",
             "above chance",
             lambda s: percent(s.improvement_above_chance),
         ),
