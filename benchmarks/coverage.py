@@ -26,6 +26,7 @@ from steerback.stats.influence import at_least_t
 from steerback.stats.intervals import clustered_wilson
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 UNEQUAL = np.r_[np.full(50, 1), np.full(30, 5), np.full(20, 16)]
@@ -167,6 +168,11 @@ def scored_arm(
     centre = rng.normal(50, 15, clusters).repeat(per_cluster)
     first, last = np.clip(np.round(centre + rng.normal(0, 25, (2, len(centre)))), 0, 100)
     again = rng.random(len(centre)) < restart * (2 - first / 50)
+    return outcomes(first, last, again, per_cluster)
+
+
+def outcomes(first: Floats, last: Floats, again: Bools, per_cluster: int) -> list[Outcome]:
+    """Trials in the order of their clusters; `last` counts where a trial restarted."""
     return [
         Outcome(
             f"{i:06d}",
@@ -176,8 +182,9 @@ def scored_arm(
             False,
             float(first[i]),
             float(last[i] if again[i] else first[i]),
+            pair=str(i),
         )
-        for i in range(len(centre))
+        for i in range(len(first))
     ]
 
 
@@ -221,19 +228,7 @@ def one_kind_or_other(rng: np.random.Generator, rate: Floats, per_cluster: int) 
     first = np.where(good, rng.uniform(75, 100, n).round(), low)
     again = ~good & (rng.random(n) < 0.5)
     last = np.where(rng.random(n) < rate, 100.0, rng.choice([0.0, 10.0, 33.0], n))
-    return [
-        Outcome(
-            f"{i:06d}",
-            f"k{i // per_cluster:05d}",
-            False,
-            2 if again[i] else 1,
-            False,
-            float(first[i]),
-            float(last[i] if again[i] else first[i]),
-            pair=str(i),
-        )
-        for i in range(n)
-    ]
+    return outcomes(first, last, again, per_cluster)
 
 
 def bounds_of(arms: tuple[list[Outcome], list[Outcome]]) -> list[dict[str, Bounds]]:

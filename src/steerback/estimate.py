@@ -22,8 +22,8 @@ from steerback.judge.prompt import Prompt, estimate_tokens
 from steerback.prompts import load_prompts
 from steerback.protocols.base import Direction, Inputs, Staged
 from steerback.store import Store
+from steerback.types import CALIBRATION
 
-SEARCH = "calibration"
 WITHOUT_MODEL = ("exact", "embed", "dry")
 """Judges that ask nobody."""
 
@@ -86,7 +86,7 @@ def _directions(config: RunConfig) -> list[Direction]:
 def _search(config: RunConfig) -> Part:
     c = config.calibration
     trials = len(_directions(config)) * (c.rounds * c.prompts_per_round + c.fresh)
-    return Part(SEARCH, trials, trials * config.drawing(calibrating=True).max_new_tokens)
+    return Part(CALIBRATION, trials, trials * config.drawing(calibrating=True).max_new_tokens)
 
 
 def _part(config: RunConfig, inputs: Inputs, name: str) -> Part:
@@ -121,7 +121,7 @@ class Judged:
         asked = estimate_tokens(prompt.template) + max(map(estimate_tokens, questions))
         calls = tokens = 0
         for part in found:
-            thirds = 0 if part.name == SEARCH else 2
+            thirds = 0 if part.name == CALIBRATION else 2
             calls += (1 + thirds) * (part.trials or 0)
             tokens += (part.tokens or 0) * (3 + thirds) // 3
         return cls(config.judge, calls, tokens + calls * asked)

@@ -18,7 +18,15 @@ from steerback.judge.registry import make_rater
 from steerback.lab import SOURCE, VECTORS, Lab
 from steerback.latents import Chosen
 from steerback.protocols.base import Direction, Inputs
-from steerback.types import Intervention, Message, Sampling, Trial, derive_seed, stable_hash
+from steerback.types import (
+    CALIBRATION,
+    Intervention,
+    Message,
+    Sampling,
+    Trial,
+    derive_seed,
+    stable_hash,
+)
 from steerback.vectors import VectorSet
 
 Bools = NDArray[np.bool_]
@@ -290,7 +298,7 @@ def _trial(
     lab: Lab, add: Intervention, question: str, seed: int, arm: str, sampling: Sampling
 ) -> Trial:
     return Trial(
-        protocol="calibration",
+        protocol=CALIBRATION,
         arm=arm,
         model=lab.config.model.name,
         question=question,

@@ -1,4 +1,4 @@
-"""Where configurations come from: presets, which are data, files, the command line.
+"""Where configurations come from: presets, which are data, files, runs, the command line.
 
 A configuration that names a preset as its model starts from the preset's values; what the file
 says itself wins.
@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -20,6 +20,9 @@ from steerback.config import RunConfig
 from steerback.errors import UserError, nearest
 from steerback.mappings import merge
 from steerback.tomlfile import Document, Table
+
+if TYPE_CHECKING:
+    from steerback.store import Store
 
 Registry = Mapping[str, type[Table]]
 """Protocols by name, with the table of their settings."""
@@ -134,6 +137,18 @@ def load_or_preset(spec: str, protocols: Registry) -> RunConfig:
     """The file of that name, or the preset as it is."""
     known = None if Path(spec).exists() else find_preset(spec)
     return load(spec, protocols) if known is None else from_preset(known, protocols)
+
+
+def config_of(store: Store) -> RunConfig:
+    """The run's configuration. UserError where it has none (imported results), or one that this
+    version cannot read."""
+    try:
+        return RunConfig.model_validate(store.config)
+    except ValueError:
+        raise UserError(
+            f"{store.folder}: no configuration is stored that can be read; name a folder "
+            "that `steerback run` made"
+        ) from None
 
 
 def placed(

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from steerback.errors import UserError
 from steerback.lab import load_engine
-from steerback.report.numbers import config_of
+from steerback.presets import config_of
 from steerback.store import Store
 from steerback.types import Generation, Trial
 

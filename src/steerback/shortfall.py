@@ -11,6 +11,7 @@ from steerback.judge.verify import read_notes
 from steerback.lab import SOURCE, Lab
 from steerback.latents import Funnel
 from steerback.protocols.base import Direction
+from steerback.types import CALIBRATION
 
 
 def none_left(funnel: Funnel) -> UserError:
@@ -48,7 +49,7 @@ def refuse_unscored(lab: Lab) -> None:
     """Raises UserError with the judge's reason if it scored no response of the search."""
     judged = [
         lab.verdicts[t.key]
-        for t, _ in lab.store.trials(protocol="calibration")
+        for t, _ in lab.store.trials(protocol=CALIBRATION)
         if t.key in lab.verdicts
     ]
     if any(v.status == "ok" for v in judged):

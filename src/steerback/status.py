@@ -12,9 +12,9 @@ from steerback import protocols
 from steerback.console import clock
 from steerback.judge.base import judges_whole
 from steerback.store import Session, Store
+from steerback.types import CALIBRATION
 
 PLANNED = "planned/"
-SEARCH = "calibration"
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -37,10 +37,10 @@ def describe(folder: Path) -> dict[str, Any]:
         calibrations = store.calibrations()
         known = protocols.registry()
         asked = [name for name in store.config.get("protocols", []) if name in known]
-        wanted = [SEARCH, *protocols.with_needs(asked)] if asked else []
+        wanted = [CALIBRATION, *protocols.with_needs(asked)] if asked else []
         # the search is over when every direction has its calibration
         if calibrations and len(calibrations) >= len(store.get_artifact("latents", [])):
-            planned.setdefault(SEARCH, done.get(SEARCH, 0))
+            planned.setdefault(CALIBRATION, done.get(CALIBRATION, 0))
         names = dict.fromkeys([*wanted, *sorted(done.keys() | planned.keys())])
         return {
             "folder": str(folder),

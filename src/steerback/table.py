@@ -16,7 +16,7 @@ from steerback.codec import portable
 from steerback.errors import UserError, nearest
 from steerback.stats import outcome
 from steerback.store import Store
-from steerback.types import Generation, Trial, Verdict
+from steerback.types import CALIBRATION, Generation, Trial, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,10 +47,6 @@ COLUMNS = {
     "last": "float64",
 }
 """Columns of `read` and their pandas types. `str` columns hold None where there is nothing."""
-
-
-CALIBRATION = "calibration"
-"""The protocol of trials that were made in search of a strength."""
 
 
 def read(

@@ -14,8 +14,8 @@ from rich.table import Table as Grid
 
 from steerback import protocols, tomlfile
 from steerback.errors import UserError
+from steerback.presets import config_of
 from steerback.protocols.base import Analysis
-from steerback.report.numbers import config_of
 from steerback.run import analyse
 from steerback.stats import Mean
 from steerback.store import Store

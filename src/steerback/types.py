@@ -23,6 +23,8 @@ Unit = Literal["raw", "resid"]
 Status = Literal["ok", "unscored", "error"]
 FinishReason = Literal["eos", "stop", "length", "unknown"]
 """unknown: of a response that was imported, where nobody noted it."""
+CALIBRATION = "calibration"
+"""Protocol of the trials that find strengths; made at other strengths, they belong to no rate."""
 
 
 def canonical_json(value: Any) -> str:

@@ -11,13 +11,13 @@ from itertools import combinations
 import numpy as np
 
 from steerback.crossjudge.grades import Grade, grade_of
-from steerback.crossjudge.regrade import ARTIFACT, CALIBRATION
+from steerback.crossjudge.regrade import ARTIFACT
 from steerback.judge.verify import read_notes
 from steerback.protocols.base import Analysis, Entry, Sheet, TrialKey
 from steerback.records import Record, Records
 from steerback.stats import Mean, cluster_rate, cohen_kappa, correlation, fleiss_kappa
 from steerback.store import Store
-from steerback.types import Rate
+from steerback.types import CALIBRATION, Rate
 
 NAME = "crossjudge"
 ASKS = "Would other judges, or people, have told the same story?"

@@ -19,8 +19,9 @@ from steerback.errors import UserError
 from steerback.judge.base import Judge
 from steerback.judge.registry import make_judge
 from steerback.lab import JUDGE_CACHE, load_engine
+from steerback.presets import config_of
 from steerback.protocols.base import Analysis, Entry, Sheet, TrialKey
-from steerback.report.numbers import config_of, run_folders
+from steerback.report.numbers import run_folders
 from steerback.report.wording import entry
 from steerback.store import Store
 

@@ -14,9 +14,9 @@ from steerback.judge.base import Judge, Request
 from steerback.judge.llm import LlmJudge
 from steerback.records import Record, Records
 from steerback.store import Store
+from steerback.types import CALIBRATION
 
 ARTIFACT = "crossjudge"
-CALIBRATION = "calibration"
 BATCH = 64
 """Responses judged between two writes: what a kill can lose of a judge's work is in its own cache."""
 

@@ -19,12 +19,10 @@ from steerback.report.strengths import Strength, strengths
 from steerback.stats import Outcome
 from steerback.store import Session, Store
 from steerback.switches import in_force
-from steerback.types import Generation, Trial, Verdict
+from steerback.types import CALIBRATION, Generation, Trial, Verdict
 
 HEADLINE = ("baseline", "esr")
 """Protocols of the main job; any other has a section of its own."""
-CALIBRATION = "calibration"
-"""Protocol of the trials that find strengths; they are analysed as such and not listed."""
 ELSEWHERE = (CALIBRATION, COMPARED)
 """Protocols whose trials are not analysed by the run alone."""
 

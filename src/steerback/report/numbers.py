@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from steerback import protocols
-from steerback.config import RunConfig
 from steerback.errors import UserError, nearest
 from steerback.judge.base import judges_whole
 from steerback.run import analyse
@@ -32,18 +31,6 @@ def run_folders(folders: Iterable[Path]) -> list[Path]:
 def common_folder(places: Sequence[Path]) -> Path:
     """The deepest folder that holds all of them; of one, that one."""
     return Path(os.path.commonpath([p.resolve() for p in places])) if len(places) > 1 else places[0]
-
-
-def config_of(store: Store) -> RunConfig:
-    """The run's configuration. UserError where it has none (imported results), or one that this
-    version cannot read."""
-    try:
-        return RunConfig.model_validate(store.config)
-    except ValueError:
-        raise UserError(
-            f"{store.folder}: no configuration is stored that can be read; name a folder "
-            "that `steerback run` made"
-        ) from None
 
 
 def known_protocols(store: Store) -> list[str]:

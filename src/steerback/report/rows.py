@@ -15,6 +15,7 @@ from steerback.report.numbers import run_folders
 from steerback.stats import Mean
 from steerback.stats.summary import bounds
 from steerback.store import Store
+from steerback.types import CALIBRATION
 
 Row = dict[str, Any]
 
@@ -87,7 +88,7 @@ def _calibrations(run: Run) -> Iterator[Row]:
     for s in run.strengths:
         c = s.calibration
         yield {
-            "protocol": "calibration",
+            "protocol": CALIBRATION,
             "direction": c.direction,
             "label": s.label,
             "strength": _known(c.strength),

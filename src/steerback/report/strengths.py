@@ -19,7 +19,7 @@ from steerback.stats.bootstrap import (
     sum_by_cluster,
 )
 from steerback.store import Store
-from steerback.types import Calibration, Rate
+from steerback.types import CALIBRATION, Calibration, Rate
 
 CLOSE = 8.0
 """Points around the target within which a calibration counts as close."""
@@ -55,7 +55,7 @@ def strengths(store: Store, records: Records, labels: Mapping[str, str]) -> Iter
 def _fresh_scores(records: Records) -> dict[tuple[str, float], list[tuple[str, float]]]:
     """(direction, strength) -> (question, first-attempt score) of the trials that verified it."""
     found: dict[tuple[str, float], list[tuple[str, float]]] = {}
-    for record in records.of("calibration", "fresh"):
+    for record in records.of(CALIBRATION, "fresh"):
         add, first = record.trial.steered_by, record.outcome.first
         if add is not None and first is not None:
             key = f"{add.source}:{add.index}", add.value
